@@ -1,0 +1,126 @@
+"""The errors of featurekit_spark, all in one tree.
+
+* FeaturekitError
+  + DefinitionError            a builder, a dep or a graph is declared wrongly
+    - CycleError               deps lead back to where they started
+    - UnknownBuilderError      a name that no builder of the graph has
+  + ConfigError                a configuration value or a file it names cannot be used
+  + UsageError                 arguments that make no sense (a key of the wrong length, a bad merchant)
+  + ContextError               a context attribute is missing, undeclared, or cannot travel to workers
+  + DataError                  the data breaks a rule that the run depends on
+    - PublishGateError         the result is too small to replace what is published
+  + ValueMismatchError         a value does not fit the builder's declared type
+  + BuildError                 a builder failed for a key
+  + NotBuiltError              the group a feature needs was never computed
+  + CacheError                 the cache's tables cannot be read or written as they are
+  + BudgetError                a budget or quota stopped the run
+  + ServiceError   (retryable) an outside service failed or did not answer
+  + LockedError    (retryable) somebody else holds the lock
+
+A message says what failed, what was found, and what to do. `retryable` lives on the class; exit and
+HTTP codes belong to the command line and to serving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+__all__ = [
+    "BudgetError",
+    "BuildError",
+    "CacheError",
+    "ConfigError",
+    "ContextError",
+    "CycleError",
+    "DataError",
+    "DefinitionError",
+    "FeaturekitError",
+    "LockedError",
+    "NotBuiltError",
+    "PublishGateError",
+    "ServiceError",
+    "UnknownBuilderError",
+    "UsageError",
+    "ValueMismatchError",
+    "known_names",
+]
+
+
+class FeaturekitError(Exception):
+    """Root of every error this library raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+
+
+class DefinitionError(FeaturekitError):
+    """A builder, a dep or a graph is declared wrongly; found before anything runs."""
+
+
+class CycleError(DefinitionError):
+    """Deps lead back to where they started; the message draws the loop."""
+
+
+class UnknownBuilderError(DefinitionError):
+    """A name that no builder of the graph has; the message lists those that exist."""
+
+
+class ConfigError(FeaturekitError):
+    """A configuration value, or a file it names, cannot be used; the message gives file and key path."""
+
+
+class UsageError(FeaturekitError):
+    """Arguments that make no sense, such as a key with too few fields."""
+
+
+class ContextError(FeaturekitError):
+    """A context attribute is missing, not declared in `needs`, or cannot travel to Spark workers."""
+
+
+class DataError(FeaturekitError):
+    """The data breaks a rule that the run depends on (missing column, refused duplicates)."""
+
+
+class PublishGateError(DataError):
+    """The result shrank by more than the configured share; nothing was published."""
+
+
+class ValueMismatchError(FeaturekitError):
+    """A value does not fit the declared type; the message names builder and key."""
+
+
+class BuildError(FeaturekitError):
+    """A builder failed for a key; the message names the root builder and key."""
+
+
+class NotBuiltError(FeaturekitError):
+    """A group-level feature has no entry yet and gathering was not asked for."""
+
+
+class CacheError(FeaturekitError):
+    """The cache's tables cannot be read or written as they are (damage, newer schema)."""
+
+
+class BudgetError(FeaturekitError):
+    """A budget or quota stopped the run; everything paid for is kept."""
+
+
+class ServiceError(FeaturekitError):
+    """An outside service failed or did not answer in time."""
+
+    retryable: ClassVar[bool] = True
+
+
+class LockedError(FeaturekitError):
+    """Somebody else holds the lock; the message says who and since when."""
+
+    retryable: ClassVar[bool] = True
+
+
+def known_names(wanted: str, existing: Iterable[str]) -> str:
+    """The tail of an error message: what exists, and the nearest name if one is near."""
+    names = sorted(existing)
+    near = get_close_matches(wanted, names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Known: {', '.join(names) or 'none'}.{hint}"
