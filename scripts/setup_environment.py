@@ -1,7 +1,7 @@
 """Set-up after a Python was found: checks Java, makes `.venv`, installs from the lock, prepares Spark.
 
-Standard library only, because it runs before anything is installed. What was done is kept as a stamp inside `.venv`,
-so that a run with nothing to do costs a fraction of a second. Progress goes to stderr.
+Standard library only, because it runs before anything is installed. What was done is kept as a stamp inside
+`.venv`, so that a run with nothing to do costs a fraction of a second. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements.lock"
 STAMP = VENV / "setup-packages.stamp"
 JAVA_NEEDED = 17
+NEED_JAVA = f"Java {JAVA_NEEDED} or newer is needed."
 
-INSTALL_JAVA = """\
+HOW_TO_GET_JAVA = """
   Install one and run this again:
     apt-get install openjdk-17-jre-headless    (Debian, Ubuntu)
     brew install openjdk@17                    (macOS)
@@ -64,7 +65,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Demo and tests may be started together; the folder itself carries the lock, so nothing is left behind."""
+    """Demo and tests may be started together; the folder itself carries the lock: nothing is left behind."""
     folder = os.open(ROOT, os.O_RDONLY)
     try:
         try:
@@ -83,22 +84,17 @@ def java_version() -> str:
     program = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     source = f"JAVA_HOME is {home!r}" if home else "JAVA_HOME is not set"
     if program is None:
-        raise SetupError(
-            f"Java {JAVA_NEEDED} or newer is needed. Found none: {source}, and PATH has no java.\n{INSTALL_JAVA}"
-        )
+        raise SetupError(f"{NEED_JAVA} Found none: {source}, and PATH has no java.{HOW_TO_GET_JAVA}")
     try:
         done = subprocess.run([program, "-version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SetupError(
-            f"Java {JAVA_NEEDED} or newer is needed. {program!r} does not run ({source}): {error}\n{INSTALL_JAVA}"
-        ) from None
+        found = f"{program!r} does not run ({source}): {error}"
+        raise SetupError(f"{NEED_JAVA} {found}{HOW_TO_GET_JAVA}") from None
     text = (done.stderr + done.stdout).strip()
     match = re.search(r'version "(?:1\.)?(\d+)', text)
     if match is None or int(match[1]) < JAVA_NEEDED:
-        first_line = text.partition("\n")[0]
-        raise SetupError(
-            f"Java {JAVA_NEEDED} or newer is needed. Found {first_line!r} at {program!r} ({source}).\n{INSTALL_JAVA}"
-        )
+        found = f"{text.partition(chr(10))[0]!r} at {program!r} ({source})"
+        raise SetupError(f"{NEED_JAVA} Found {found}.{HOW_TO_GET_JAVA}")
     return text
 
 

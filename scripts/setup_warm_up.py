@@ -1,4 +1,4 @@
-"""The small job whose loaded classes scripts/setup keeps: a pandas UDF, Arrow both ways, Delta writes and reads."""
+"""The small job whose loaded classes scripts/setup keeps: a pandas UDF, Arrow, Delta writes and reads."""
 
 from __future__ import annotations
 
