@@ -7,6 +7,7 @@ fails when it is defined.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -33,6 +34,8 @@ __all__ = [
     "Source",
     "bind",
     "each",
+    "import_path",
+    "load_builder",
     "parse_key",
 ]
 
@@ -385,3 +388,26 @@ def parse_key(cls: Builder, key: Any) -> Key:
 def keys_of(fields: tuple[str, ...], key: Key, wanted: tuple[str, ...]) -> Key:
     """The part of a key (of `fields`) that a builder with the key `wanted` has."""
     return tuple(key[fields.index(field)] for field in wanted)
+
+
+def import_path(cls: Builder) -> str:
+    """`module:Class`, by which a recorded read names its builder."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def load_builder(path: str) -> Builder:
+    """The builder class at `module:Class`: one that exists in this process, else imported. Raises UsageError."""
+    pending: list[Builder] = [FeatureBuilder]
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            if import_path(cls) == path:
+                return cls
+            pending.append(cls)
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"{path!r} names no builder ({error}); write it as package.module:Class") from error
+    if not (isinstance(found, type) and issubclass(found, FeatureBuilder)):
+        raise UsageError(f"{path!r} is a {type(found).__name__}, not a FeatureBuilder class")
+    return found

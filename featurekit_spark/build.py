@@ -1,0 +1,212 @@
+"""Calling a builder's code: a batch in, a checked value or an error per key out.
+
+The library lifts `build_one` to batches and coroutines to the background loop, and finds the key that broke a batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+import traceback
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from featurekit_spark import aio
+from featurekit_spark.builder import Bound, FeatureBuilder, Metered
+from featurekit_spark.errors import BudgetError, BuildError, ContextError, ValueMismatchError
+from featurekit_spark.fingerprint import digest, entry_id, key_json
+from featurekit_spark.results import Origin, Read, Result
+
+__all__ = ["Built", "build_values"]
+
+# A batch that fails is halved to find the keys at fault; after this many failures in a row with no success between,
+# the fault is the builder's and not a key's, and the rest fails with it.
+_SYSTEMIC = 16
+_ERROR_TEXT = 500
+
+
+@dataclass(slots=True)
+class Built:
+    """What a builder returned for one key: a value, or the exception that stands for it."""
+
+    value: Any = None
+    seconds: float = 0.0
+    error: Exception | None = None
+    tokens: int | None = None
+    usd: float | None = None
+
+    def result(
+        self,
+        bound: Bound,
+        key: tuple[Any, ...],
+        now: datetime,
+        *,
+        inputs_hash: str | None = None,
+        entry_id: str | None = None,
+        until: datetime | None = None,
+        reads: tuple[Read, ...] = (),
+    ) -> Result:
+        """Check, encode and hash the value; an error is told with builder and key."""
+        own = bound.builder.freshness.expiry(now)
+        until = own if until is None else min(until, own) if own is not None else until
+        error = self.error
+        if error is None:
+            try:
+                value = bound.type.checked(self.value)
+                payload = None if value is None else bound.type.encode(value)
+                return Result(
+                    Origin.COMPUTED,
+                    bound.type.hash(value, payload),
+                    value=value,
+                    payload=payload,
+                    kind=bound.type,
+                    ts=now,
+                    entry_id=entry_id,
+                    inputs_hash=inputs_hash,
+                    until=until,
+                    reads=reads,
+                    seconds=self.seconds,
+                    tokens=self.tokens,
+                    usd=self.usd,
+                )
+            except Exception as mismatch:  # a user's codec may raise anything
+                error = mismatch
+        return _failure(bound, key, error, now, inputs_hash, self)
+
+
+def _failure(
+    bound: Bound, key: tuple[Any, ...], error: Exception, now: datetime, inputs: str | None, built: Built
+) -> Result:
+    text = key_json(key)
+    inputs = inputs or digest("unread")
+    return Result(
+        Origin.ERROR,
+        None,
+        error=f"{bound.name}{text}: {_told(error)}",
+        ts=now,
+        inputs_hash=inputs,
+        entry_id=entry_id(bound.name, bound.config_hash, text, inputs),
+        seconds=built.seconds,
+        tokens=built.tokens,
+        usd=built.usd,
+    )
+
+
+def _told(error: Exception) -> str:
+    """The error in one line, with the line of the user's code that raised it."""
+    message = str(error).strip() or "no message"
+    if not isinstance(error, ValueMismatchError | BuildError):
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
+        message = f"{type(error).__name__}: {message}{where}"
+    return message if len(message) <= _ERROR_TEXT else f"{message[: _ERROR_TEXT - 3]}..."
+
+
+def build_values(bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any) -> list[Built]:
+    """Values of one batch, one per row of `inputs` (columns by name, all of one length).
+
+    An error of one key never costs the others theirs, and never repeats a paid call. A missing context attribute and
+    a spent budget are the run's errors, not a key's: they are raised.
+    """
+    rows = len(next(iter(inputs.values())))
+    view = bound.view(context)
+    start = time.perf_counter()
+    if type(bound.builder).build_one is not FeatureBuilder.build_one:
+        built = _one_by_one(bound, inputs, view, rows)
+    else:
+        built = _whole_batch(bound, inputs, view, rows)
+    share = (time.perf_counter() - start) / max(rows, 1)
+    for item in built:
+        item.seconds = share
+    return built
+
+
+def _one_by_one(bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, rows: int) -> list[Built]:
+    names = list(inputs)
+    one = bound.builder.build_one
+    keys = [dict(zip(names, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
+    if inspect.iscoroutinefunction(one):
+        return aio.run(_all(one, keys, bound, view))
+    built = []
+    for key in keys:
+        try:
+            built.append(_built(one(key, bound.config, view)))
+        except (BudgetError, ContextError):
+            raise
+        except Exception as error:
+            built.append(Built(error=error))
+    return built
+
+
+async def _all(one: Any, keys: list[dict[str, Any]], bound: Bound, view: Any) -> list[Built]:
+    """All keys of a batch at once; how many calls are really in flight is the client's affair."""
+    answers = await asyncio.gather(*(one(key, bound.config, view) for key in keys), return_exceptions=True)
+    built = []
+    for answer in answers:
+        if isinstance(answer, BudgetError | ContextError) or (
+            isinstance(answer, BaseException) and not isinstance(answer, Exception)
+        ):
+            raise answer
+        built.append(Built(error=answer) if isinstance(answer, Exception) else _built(answer))
+    return built
+
+
+def _whole_batch(bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, rows: int) -> list[Built]:
+    import pandas as pd
+
+    frame = pd.DataFrame({name: _object_column(values) for name, values in inputs.items()})
+    in_a_row = 0
+
+    def attempt(start: int, stop: int) -> list[Built]:
+        nonlocal in_a_row
+        part = frame.iloc[start:stop].reset_index(drop=True)
+        try:
+            values = _called(bound, part, view)
+        except (BudgetError, ContextError):
+            raise
+        except Exception as error:
+            if stop - start == 1:
+                in_a_row += 1
+                return [Built(error=error)]
+            if in_a_row >= _SYSTEMIC:
+                return [Built(error=error) for _ in range(start, stop)]
+            middle = (start + stop) // 2
+            return attempt(start, middle) + attempt(middle, stop)
+        in_a_row = 0
+        return [_built(value) for value in values]
+
+    return attempt(0, rows)
+
+
+def _called(bound: Bound, frame: Any, view: Any) -> list[Any]:
+    answer = bound.builder.build(frame, bound.config, view)
+    if isinstance(answer, Coroutine):
+        answer = aio.run(answer)
+    if hasattr(answer, "to_pylist"):
+        values = answer.to_pylist()
+    else:
+        values = list(answer)
+    if len(values) != len(frame):
+        raise BuildError(f"build returned {len(values)} values for {len(frame)} keys; it must return one per row")
+    return values
+
+
+def _built(value: Any) -> Built:
+    if isinstance(value, Exception):
+        return Built(error=value)
+    if isinstance(value, Metered):
+        return Built(value.value, tokens=value.tokens, usd=value.usd)
+    return Built(value)
+
+
+def _object_column(values: Sequence[Any]) -> Any:
+    """Values as they are: pandas must neither spread a vector over a column nor turn None into NaN."""
+    import numpy as np
+
+    column = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        column[row] = value
+    return column

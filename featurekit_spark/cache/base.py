@@ -1,0 +1,185 @@
+"""What a cache is: entries, trace rows, run records, and the protocol that every implementation passes.
+
+Append-only: nothing is ever updated in place, a row that was acknowledged stays. Knows nothing of graphs or Spark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+__all__ = [
+    "CACHE_SCHEMA_VERSION",
+    "ENTRY_SCHEMA",
+    "RUN_SCHEMA",
+    "TRACE_SCHEMA",
+    "Entry",
+    "FeatureCache",
+    "Found",
+    "RunRecord",
+    "TraceRow",
+]
+
+CACHE_SCHEMA_VERSION: Final = 1
+_INSTANT = pa.timestamp("us", tz="UTC")
+
+ENTRY_SCHEMA: Final = pa.schema(
+    [
+        ("builder", pa.string()),
+        ("key", pa.string()),
+        ("config_hash", pa.string()),
+        ("value", pa.binary()),
+        ("ts", _INSTANT),
+        ("entry_id", pa.string()),
+        ("inputs_hash", pa.string()),
+        ("value_hash", pa.string()),
+        ("run_id", pa.string()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("seconds", pa.float64()),
+        ("tokens", pa.int64()),
+        ("usd", pa.float64()),
+        # order of appends, wall clock in ns: `ts` is the run's clock and may stand still or go back
+        ("recorded", pa.int64()),
+    ]
+)
+"""One cached value: `key` canonical JSON, `value` canonical bytes by the builder's type, `ts` when computed."""
+
+TRACE_SCHEMA: Final = pa.schema(
+    [
+        ("builder", pa.string()),
+        ("kind", pa.string()),  # target | group | pointer
+        ("group", pa.string()),
+        ("key", pa.string()),
+        ("config_hash", pa.string()),
+        ("plan_hash", pa.string()),
+        ("keyed_trace", pa.string()),
+        ("group_trace", pa.string()),
+        ("reads", pa.string()),
+        ("epoch", pa.int64()),
+        ("valid_until", _INSTANT),
+        ("status", pa.string()),
+        ("entry_id", pa.string()),
+        ("value_hash", pa.string()),
+        ("ts", _INSTANT),
+        ("run_id", pa.string()),
+        ("recorded", pa.int64()),
+    ]
+)
+"""What a target read when it was last found valid; also which entry of a key is current (`pointer`)."""
+
+RUN_SCHEMA: Final = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("group", pa.string()),
+        ("ts", _INSTANT),
+        ("status", pa.string()),
+        ("record", pa.string()),  # JSON: counts, published outputs, each builder's type, config and version
+        ("recorded", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of ENTRY_SCHEMA. `status` is ok or error; an error entry has no value and answers no request."""
+
+    builder: str
+    key: str
+    config_hash: str
+    value: bytes | None
+    ts: datetime
+    entry_id: str
+    inputs_hash: str
+    value_hash: str | None
+    run_id: str
+    status: Literal["ok", "error"] = "ok"
+    error: str | None = None
+    seconds: float | None = None
+    tokens: int | None = None
+    usd: float | None = None
+    recorded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A looked-up entry, whether it is the current one of its key, and the reads recorded with it."""
+
+    entry: Entry
+    current: bool = True
+    reads: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One row of TRACE_SCHEMA."""
+
+    builder: str
+    kind: Literal["target", "group", "pointer"]
+    key: str
+    config_hash: str
+    ts: datetime
+    run_id: str
+    group: str = ""
+    plan_hash: str | None = None
+    keyed_trace: str | None = None
+    group_trace: str | None = None
+    reads: str | None = None
+    epoch: int = 0
+    valid_until: datetime | None = None
+    status: Literal["ok", "error"] = "ok"
+    entry_id: str | None = None
+    value_hash: str | None = None
+    recorded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One finished run of one group."""
+
+    run_id: str
+    group: str
+    ts: datetime
+    status: str
+    record: Mapping[str, Any]
+    recorded: int = 0
+
+
+@runtime_checkable
+class FeatureCache(Protocol):
+    """Where entries, traces and run records are kept. Every implementation passes `testing.CacheBehaviour`.
+
+    Keys are canonical JSON. An entry is *current* for (builder, config_hash, key) when it is the newest of that
+    key's ok entries and pointer rows.
+    """
+
+    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
+        """ok entries by key, for key -> entry_id; keys without one are left out."""
+
+    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
+        """The current ok entry of each key, whatever its inputs; keys without one are left out."""
+
+    def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
+        """ok entries by entry_id, for ids that traces name."""
+
+    def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
+        """Add rows (ENTRY_SCHEMA less `recorded`, which is set here): entries first, then the traces that name them."""
+
+    def traces(self, builder: str, group: str) -> pa.Table:
+        """The newest target row per key, and the newest group row, of one group (TRACE_SCHEMA, any order)."""
+
+    def history(self, builder: str) -> pa.Table:
+        """All entries of a builder as they are stored (ENTRY_SCHEMA)."""
+
+    def newest(self, builder: str) -> pa.Table:
+        """The current entry of every key of a builder, newest config first where several have one (ENTRY_SCHEMA)."""
+
+    def record_run(self, record: RunRecord) -> None:
+        """Keep one run record."""
+
+    def last_run(self, group: str) -> RunRecord | None:
+        """The newest run record of a group."""

@@ -1,0 +1,64 @@
+"""Which row is the newest, as vectorised Arrow steps shared by the caches. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.cache.base import Entry, Found
+
+__all__ = ["current_ids", "found_in", "newest_rows", "to_entries"]
+
+
+def newest_rows(rows: pa.Table, by: str | list[str] = "key") -> pa.Table:
+    """The row with the highest `recorded` of each group of `by`; of equals, the last."""
+    if len(rows) < 2:
+        return rows
+    columns = [by] if isinstance(by, str) else by
+    order = rows.append_column("__row", pa.array(np.arange(len(rows)))).sort_by(
+        [("recorded", "ascending"), ("__row", "ascending")]
+    )
+    picked = order.group_by(columns, use_threads=False).aggregate([("__row", "last")])["__row_last"]
+    return rows.take(picked)
+
+
+def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str, str | None]]:
+    """key -> (entry_id, reads) of the newest among ok entries and pointer rows of one builder and config."""
+    newest: dict[str, tuple[int, str, str | None]] = {}
+    ok = entries.filter(pc.equal(entries["status"], "ok"))
+    for key, entry, recorded in zip(
+        ok["key"].to_pylist(), ok["entry_id"].to_pylist(), ok["recorded"].to_pylist(), strict=True
+    ):
+        if key not in newest or newest[key][0] <= recorded:
+            newest[key] = (recorded, entry, None)
+    for row in pointers.select(["key", "entry_id", "recorded", "reads"]).to_pylist():
+        key = row["key"]
+        if key not in newest or newest[key][0] <= row["recorded"]:
+            newest[key] = (row["recorded"], row["entry_id"], row["reads"])
+    return {key: (entry, reads) for key, (_, entry, reads) in newest.items()}
+
+
+def to_entries(rows: pa.Table) -> list[Entry]:
+    """ENTRY_SCHEMA rows as objects."""
+    columns: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in Entry.__slots__}
+    return [Entry(*values) for values in zip(*columns.values(), strict=True)]
+
+
+def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str] | None) -> dict[str, Found]:
+    """Look-up among one builder's and config's rows: by entry_id where `wanted` names it, else what is current."""
+    current = current_ids(entries, pointers)
+    ids = set(wanted.values()) if wanted is not None else {entry for entry, _ in current.values()}
+    ok = entries.filter(
+        pc.and_(pc.equal(entries["status"], "ok"), pc.is_in(entries["entry_id"], pa.array(sorted(ids), pa.string())))
+    )
+    found: dict[str, Found] = {}
+    for entry in to_entries(ok):
+        now, reads = current.get(entry.key, ("", None))
+        target = wanted.get(entry.key) if wanted is not None else now
+        if entry.entry_id == target and entry.key not in found:
+            found[entry.key] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
+    return found

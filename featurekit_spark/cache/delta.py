@@ -1,0 +1,239 @@
+"""The cache as three Delta tables, read and written in-process through `deltalake`, without a JVM.
+
+Blind appends only, under a cross-process lock on local paths; protocol (1, 2), so that Spark writes the same tables.
+Holds a path and settings; opens tables when asked, so that it can travel to workers.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import reduce
+from operator import and_
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.builder import FeatureBuilder
+from featurekit_spark.cache.base import (
+    CACHE_SCHEMA_VERSION,
+    ENTRY_SCHEMA,
+    RUN_SCHEMA,
+    TRACE_SCHEMA,
+    Entry,
+    Found,
+    RunRecord,
+    TraceRow,
+)
+from featurekit_spark.cache.current import current_ids, found_in, newest_rows, to_entries
+from featurekit_spark.controller import BoundFeature
+from featurekit_spark.errors import CacheError
+from featurekit_spark.locks import table_lock
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+__all__ = ["DeltaCache"]
+
+V = TypeVar("V")
+_TABLES = {
+    "entries": (ENTRY_SCHEMA, ["builder"], "key,config_hash,entry_id,ts,recorded,run_id"),
+    "traces": (TRACE_SCHEMA, ["builder"], "key,config_hash,group,kind,ts,recorded,run_id"),
+    "runs": (RUN_SCHEMA, [], "group,ts,recorded,run_id"),
+}
+_SCHEMA_KEY = "featurekit.schema"
+# Above this many keys a look-up reads the builder's whole key column: one pass beats a long IN list.
+_MANY = 5_000
+
+
+class DeltaCache:
+    """`path`: a folder or object-store prefix that holds `entries`, `traces` and `runs`.
+
+    `cache(Builder).get(key=..., context=...)` is the short form for one feature's bare value. Raises CacheError
+    where the tables are damaged or written by a newer library.
+    """
+
+    def __init__(self, path: str, *, storage_options: Mapping[str, str] | None = None) -> None:
+        self.path = str(path).rstrip("/")
+        self.storage_options = dict(storage_options or {})
+        self._tables: dict[str, DeltaTable] = {}
+        self._lock = threading.RLock()
+        self._clock = 0
+
+    def __call__(self, builder: type[FeatureBuilder[V]]) -> BoundFeature[V]:
+        return BoundFeature(builder, self)
+
+    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
+        return self._found(builder, config_hash, list(wanted), wanted)
+
+    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
+        return self._found(builder, config_hash, keys, None)
+
+    def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
+        ids = pa.array(sorted(set(entry_ids)), pa.string())
+        where = [pc.field("entry_id").isin(ids), pc.field("status") == "ok"]
+        return {entry.entry_id: entry for entry in to_entries(self._read("entries", builder, where))}
+
+    def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
+        if not isinstance(traces, pa.Table):
+            traces = pa.Table.from_pylist([asdict(row) for row in traces], schema=TRACE_SCHEMA)
+        with self._lock:
+            for name, rows in (("entries", entries), ("traces", traces)):
+                if rows is not None and len(rows):
+                    self._write(name, rows)
+
+    def traces(self, builder: str, group: str) -> pa.Table:
+        rows = self._read("traces", builder, [pc.field("group") == group, pc.field("kind") != "pointer"])
+        return newest_rows(rows, ["kind", "key"])
+
+    def history(self, builder: str) -> pa.Table:
+        return self._read("entries", builder, [])
+
+    def newest(self, builder: str) -> pa.Table:
+        entries = self._read("entries", builder, [])
+        pointers = self._read("traces", builder, [pc.field("kind") != "group", pc.field("status") == "ok"])
+        pointers = pointers.filter(pc.is_valid(pointers["entry_id"]))
+        ok = entries.filter(pc.equal(entries["status"], "ok"))
+        marks = [t.select(["key", "entry_id", "recorded"]) for t in (ok, pointers)]
+        newest = newest_rows(pa.concat_tables(marks))
+        kept = ok.filter(pc.is_in(ok["entry_id"], newest["entry_id"].combine_chunks()))
+        return newest_rows(kept, ["key", "entry_id"])
+
+    def record_run(self, record: RunRecord) -> None:
+        row = {**asdict(record), "record": json.dumps(record.record, sort_keys=True)}
+        with self._lock:
+            self._write("runs", pa.Table.from_pylist([row], schema=RUN_SCHEMA))
+
+    def last_run(self, group: str) -> RunRecord | None:
+        rows = newest_rows(self._read("runs", None, [pc.field("group") == group]), "group").to_pylist()
+        return RunRecord(**{**rows[0], "record": json.loads(rows[0]["record"])}) if rows else None
+
+    def table_path(self, name: str) -> str:
+        """Where one of the tables lies: for SQL, for Spark, for care commands."""
+        return f"{self.path}/{name}"
+
+    def ensure(self, name: str) -> None:
+        """Create a table where it is missing, so that Spark finds one to append to."""
+        with self._lock, table_lock(self.table_path(name)):
+            self._open(name, create=True)
+
+    def _found(
+        self, builder: str, config_hash: str, keys: Sequence[str], wanted: Mapping[str, str] | None
+    ) -> dict[str, Found]:
+        if not keys:
+            return {}
+        same = pc.field("config_hash") == config_hash
+        near = [same, pc.field("key") >= min(keys), pc.field("key") <= max(keys)]
+        if len(keys) <= _MANY:
+            near.append(pc.field("key").isin(pa.array(keys, pa.string())))
+        entries = self._read("entries", builder, near)
+        if not len(entries):
+            return {}
+        pointers = self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
+        pointers = pointers.filter(pc.is_valid(pointers["entry_id"]))
+        if wanted is None:
+            asked = set(keys)
+            wanted = {
+                key: entry for key, (entry, _) in current_ids(entries, pointers).items() if key in asked
+            }
+        return found_in(entries, pointers, wanted)
+
+    def _read(self, name: str, builder: str | None, where: list[pc.Expression]) -> pa.Table:
+        schema = _TABLES[name][0]
+        with self._lock:
+            table = self._open(name)
+            if table is None:
+                return schema.empty_table()
+            dataset = table.to_pyarrow_dataset(
+                partitions=[("builder", "=", builder)] if builder is not None else None,
+                filesystem=_filesystem(table.table_uri),
+            )
+        try:
+            return dataset.to_table(filter=reduce(and_, where) if where else None).select(schema.names).cast(schema)
+        except (OSError, pa.ArrowException) as error:
+            raise CacheError(
+                f"{self.table_path(name)} cannot be read: {error}. Nothing was changed; move the damaged file away "
+                "or restore the table to an earlier version."
+            ) from error
+
+    def _open(self, name: str, create: bool = False) -> DeltaTable | None:
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        path, options = self.table_path(name), self.storage_options or None
+        try:
+            if name in self._tables:
+                self._tables[name].update_incremental()
+                return self._tables[name]
+            if create:
+                schema, partitions, stats = _TABLES[name]
+                table = DeltaTable.create(
+                    path,
+                    schema,
+                    mode="ignore",
+                    partition_by=partitions or None,
+                    storage_options=options,
+                    configuration={
+                        _SCHEMA_KEY: str(CACHE_SCHEMA_VERSION),
+                        "delta.dataSkippingStatsColumns": stats,
+                    },
+                    raise_if_key_not_exists=False,
+                )
+            else:
+                table = DeltaTable(path, storage_options=options)
+        except TableNotFoundError:
+            self._tables.pop(name, None)
+            return None
+        except (DeltaError, OSError) as error:
+            raise CacheError(f"the cache table {path} cannot be opened: {error}") from error
+        found = table.metadata().configuration.get(_SCHEMA_KEY, "0")
+        if int(found) > CACHE_SCHEMA_VERSION:
+            raise CacheError(
+                f"the cache at {self.path} has schema {found}, this library knows {CACHE_SCHEMA_VERSION}. "
+                "Upgrade featurekit_spark, or give this version a cache path of its own."
+            )
+        self._tables[name] = table
+        return table
+
+    def _write(self, name: str, rows: pa.Table) -> None:
+        from deltalake import WriterProperties, write_deltalake
+        from deltalake.exceptions import DeltaError
+
+        schema = _TABLES[name][0]
+        rows = rows.select([column for column in schema.names if column != "recorded"])
+        try:
+            with table_lock(self.table_path(name)):
+                table = self._open(name, create=True)
+                stamp = pa.array([self._stamp()] * len(rows), pa.int64())
+                write_deltalake(
+                    table if table is not None else self.table_path(name),
+                    rows.append_column("recorded", stamp).cast(schema),
+                    mode="append",
+                    writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+                )
+        except (DeltaError, OSError) as error:
+            raise CacheError(f"{len(rows)} rows could not be appended to {self.table_path(name)}: {error}") from error
+
+    def _stamp(self) -> int:
+        self._clock = max(self._clock + 1, time.time_ns())
+        return self._clock
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "storage_options": self.storage_options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        DeltaCache.__init__(self, state["path"], storage_options=state["storage_options"])
+
+
+def _filesystem(uri: str) -> Any:
+    """pyarrow's own filesystem over the table's folder: the one of `deltalake` can abort at interpreter exit."""
+    from pyarrow import fs
+
+    if "://" not in uri or uri.startswith("file://"):
+        return fs.SubTreeFileSystem(uri.removeprefix("file://"), fs.LocalFileSystem())
+    filesystem, path = fs.FileSystem.from_uri(uri)
+    return fs.SubTreeFileSystem(path, filesystem)

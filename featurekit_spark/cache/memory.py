@@ -1,0 +1,132 @@
+"""A cache in this process's memory: for tests, notebooks and single requests. Same behaviour as the Delta cache."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from featurekit_spark.builder import FeatureBuilder
+from featurekit_spark.cache.base import (
+    ENTRY_SCHEMA,
+    TRACE_SCHEMA,
+    Entry,
+    Found,
+    RunRecord,
+    TraceRow,
+)
+from featurekit_spark.cache.current import to_entries
+from featurekit_spark.controller import BoundFeature
+
+__all__ = ["MemoryCache"]
+
+V = TypeVar("V")
+
+
+class MemoryCache:
+    """Entries in dictionaries. Safe for threads; pickles as a snapshot of its rows.
+
+    `cache(Builder).get(key=..., context=...)` is the short form for one feature's bare value.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._entries: dict[tuple[str, str], Entry] = {}  # (builder, entry_id)
+        self._rows: dict[str, list[Entry]] = {}
+        self._current: dict[tuple[str, str, str], tuple[str, str | None, int]] = {}
+        self._targets: dict[tuple[str, str], dict[tuple[str, str], TraceRow]] = {}
+        self._runs: dict[str, RunRecord] = {}
+        self._clock = 0
+
+    def __call__(self, builder: type[FeatureBuilder[V]]) -> BoundFeature[V]:
+        return BoundFeature(builder, self)
+
+    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
+        found = {}
+        with self._lock:
+            for key, entry_id in wanted.items():
+                entry = self._entries.get((builder, entry_id))
+                if entry is not None and entry.config_hash == config_hash:
+                    now, reads, _ = self._current[builder, config_hash, key]
+                    found[key] = Found(entry, now == entry_id, reads if now == entry_id else None)
+        return found
+
+    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
+        with self._lock:
+            wanted = {
+                key: self._current[builder, config_hash, key][0]
+                for key in keys
+                if (builder, config_hash, key) in self._current
+            }
+            return self.find(builder, config_hash, wanted)
+
+    def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
+        with self._lock:
+            return {i: self._entries[builder, i] for i in entry_ids if (builder, i) in self._entries}
+
+    def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
+        if isinstance(traces, pa.Table):
+            traces = [TraceRow(**row) for row in traces.select(list(TraceRow.__slots__)[:-1]).to_pylist()]
+        with self._lock:
+            stamp = self._stamp()
+            for entry in to_entries(_stamped(entries, stamp)) if entries is not None else ():
+                self._rows.setdefault(entry.builder, []).append(entry)
+                if entry.status == "ok":
+                    self._entries.setdefault((entry.builder, entry.entry_id), entry)
+                    self._current[entry.builder, entry.config_hash, entry.key] = (entry.entry_id, None, stamp)
+            for row in traces:
+                row = replace(row, recorded=stamp)
+                if row.kind != "pointer":
+                    self._targets.setdefault((row.builder, row.group), {})[row.kind, row.key] = row
+                if row.kind != "group" and row.entry_id is not None and row.status == "ok":
+                    self._current[row.builder, row.config_hash, row.key] = (row.entry_id, row.reads, stamp)
+
+    def traces(self, builder: str, group: str) -> pa.Table:
+        with self._lock:
+            rows = [asdict(row) for row in self._targets.get((builder, group), {}).values()]
+        return pa.Table.from_pylist(rows, schema=TRACE_SCHEMA)
+
+    def history(self, builder: str) -> pa.Table:
+        with self._lock:
+            return _table(self._rows.get(builder, []))
+
+    def newest(self, builder: str) -> pa.Table:
+        with self._lock:
+            newest: dict[str, tuple[int, Entry]] = {}
+            for (name, _, key), (entry_id, _, stamp) in self._current.items():
+                if name == builder and (key not in newest or newest[key][0] <= stamp):
+                    newest[key] = (stamp, self._entries[builder, entry_id])
+            return _table([entry for _, entry in newest.values()])
+
+    def record_run(self, record: RunRecord) -> None:
+        with self._lock:
+            self._runs[record.group] = replace(record, recorded=self._stamp())
+
+    def last_run(self, group: str) -> RunRecord | None:
+        return self._runs.get(group)
+
+    def _stamp(self) -> int:
+        self._clock = max(self._clock + 1, time.time_ns())
+        return self._clock
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+
+
+def _stamped(entries: pa.Table, stamp: int) -> pa.Table:
+    rows = entries.select([name for name in ENTRY_SCHEMA.names if name != "recorded"])
+    return rows.append_column("recorded", pa.array([stamp] * len(rows), pa.int64()))
+
+
+def _table(entries: Sequence[Entry]) -> pa.Table:
+    columns = {name: [getattr(entry, name) for entry in entries] for name in ENTRY_SCHEMA.names}
+    return pa.table(columns, schema=ENTRY_SCHEMA)

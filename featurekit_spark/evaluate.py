@@ -1,0 +1,444 @@
+"""The one evaluator: distinct keys -> deps by recursion -> identities -> look-up -> build misses.
+
+Runs everywhere: behind `controller.get`, in the local engine, and inside each Spark stage, where results of earlier
+stages are given instead of recursed into. Knows a place to look entries up, not who keeps it; writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from featurekit_spark.build import Built, build_values
+from featurekit_spark.builder import (
+    Bound,
+    Dep,
+    Each,
+    FeatureBuilder,
+    Gathered,
+    KeySet,
+    Source,
+    bind,
+    import_path,
+    keys_of,
+)
+from featurekit_spark.cache.base import Found
+from featurekit_spark.errors import NotBuiltError, UsageError
+from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
+from featurekit_spark.graph import Graph
+from featurekit_spark.results import Counts, Origin, Read, Result, count, from_entry
+from featurekit_spark.values import NULL_HASH
+
+__all__ = ["Bindings", "Evaluator", "Lookup"]
+
+Builder = type[FeatureBuilder[Any]]
+Key = tuple[Any, ...]
+
+
+class Lookup(Protocol):
+    """The reading half of a cache."""
+
+    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> Mapping[str, Found]: ...
+    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> Mapping[str, Found]: ...
+
+
+class Bindings:
+    """Builders with their configs, bound when first asked for; one per run or request.
+
+    `group_fields`: key fields of the graph's key sets; batches never mix their values.
+    """
+
+    def __init__(self, context: Any, configs: Mapping[Any, Any] | None = None) -> None:
+        self._context = context
+        self._configs = dict(configs or {})
+        self._bound: dict[Builder, Bound] = {}
+        self.group_fields: frozenset[str] = frozenset()
+        self.value_sources: frozenset[str] = frozenset()
+
+    def __getitem__(self, builder: Builder) -> Bound:
+        if builder not in self._bound:
+            self._bound[builder] = bind(builder, self._context, self._configs)
+        return self._bound[builder]
+
+    def bind_all(self, graph: Graph) -> Bindings:
+        """Bind every builder of a graph; an override that names none of them is a UsageError."""
+        for name in self._configs:
+            if isinstance(name, str):
+                graph[name]
+            elif name not in graph.order:
+                graph[name.name]
+        return self.include(graph)
+
+    def include(self, graph: Graph) -> Bindings:
+        """Bind the builders of a further graph: a hand-written get reads what nobody declared."""
+        for builder in graph:
+            bound = self[builder]
+            for dep in bound.deps:
+                if dep.keyset is not None:
+                    self.group_fields |= set(dep.keyset.key)
+            self.value_sources |= _value_sources(graph, bound)
+        return self
+
+    def items(self) -> list[tuple[Builder, Bound]]:
+        """Every builder bound so far."""
+        return list(self._bound.items())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The context travels on its own, cut to what the workers need.
+        return {**self.__dict__, "_context": None}
+
+
+def _value_sources(graph: Graph, bound: Bound) -> frozenset[str]:
+    """Sources below a dep whose key comes from a value: which of their keys are read is known only afterwards."""
+    reached = [b for dep in bound.deps if dep.on_fields for b in graph.needs_of(dep.builder)]
+    return frozenset(b.name for b in reached if issubclass(b, Source))
+
+
+class Evaluator:
+    """Resolves builders for keys, remembering every result.
+
+    `gather`: what to do where a group-level feature's inputs are a whole group: build it (runs), take the group's
+    current entry (workers and single requests), in both cases `NotBuiltError` where there is nothing to take.
+    `results[builder name][key]` holds all results, given ones included; `done` counts those that were taken.
+    """
+
+    def __init__(
+        self,
+        bindings: Bindings,
+        context: Any,
+        store: Lookup,
+        *,
+        now: datetime,
+        gather: Literal["build", "current"] = "current",
+        batch_rows: int = 2048,
+        controller: Callable[[Evaluator], Any] | None = None,
+    ) -> None:
+        self.bindings, self.context, self.store, self.now = bindings, context, store, now
+        self.gather, self.batch_rows = gather, batch_rows
+        self.results: dict[str, dict[Key, Result]] = {}
+        self.made: dict[str, list[Key]] = {}
+        self.done: dict[str, Counts] = {}
+        self._controller = controller
+
+    def resolve(self, builder: Builder, keys: Iterable[Key]) -> list[Result]:
+        """Results of `builder` for `keys`, in their order; a key that was resolved before is not resolved again."""
+        known = self.results.setdefault(builder.name, {})
+        keys = list(keys)
+        todo = [key for key in dict.fromkeys(keys) if key not in known]
+        if todo:
+            bound = self.bindings[builder]
+            for batch in self._batches(bound, todo):
+                known.update(zip(batch, self._resolve_batch(bound, batch), strict=True))
+            self.made.setdefault(builder.name, []).extend(todo)
+        return [known[key] for key in keys]
+
+    def give(self, builder: Builder, results: Mapping[Key, Result]) -> None:
+        """Results known from elsewhere: an earlier stage, a proven trace."""
+        self.results.setdefault(builder.name, {}).update(results)
+
+    def give_source(self, builder: Builder, keys: Sequence[Key], values: Sequence[Any]) -> None:
+        """A source's values as a scan read them, taken in as if `build` had returned them."""
+        bound = self.bindings[builder]
+        self.give(builder, dict(zip(keys, self._source_results(bound, keys, values, 0.0), strict=True)))
+        self.made.setdefault(builder.name, []).extend(keys)
+
+    def take_made(self) -> dict[str, list[tuple[str, Result]]]:
+        """Results made since the last call, by builder and key as JSON: what a commit looks at."""
+        made = {
+            name: [(key_json(key), self.results[name][key]) for key in keys] for name, keys in self.made.items()
+        }
+        for name, pairs in made.items():
+            self.done.setdefault(name, Counts()).add(count([r for _, r in pairs], paid=self._paid(name)))
+        self.made = {}
+        return made
+
+    def dep_keys(self, dep: Dep, fields: tuple[str, ...], keys: Sequence[Key]) -> list[Key]:
+        """The dep's distinct keys that readers with `keys` lead to; what they come from must be resolved."""
+        found: dict[Key, None] = {}
+        for item in self._link(dep, fields, keys):
+            match item:
+                case tuple():
+                    found[item] = None
+                case list():
+                    found.update(dict.fromkeys(key for key in item if key is not None))
+        return list(found)
+
+    def _paid(self, name: str) -> bool:
+        return any(b.name == name and b.paid for b, _ in self.bindings.items())
+
+    def _batches(self, bound: Bound, keys: list[Key]) -> Iterable[list[Key]]:
+        """Keys in batches of at most `batch_rows`, each of one group."""
+        at = [i for i, field in enumerate(bound.key) if field in self.bindings.group_fields]
+        groups: dict[Key, list[Key]] = {}
+        for key in keys:
+            groups.setdefault(tuple(key[i] for i in at), []).append(key)
+        for group in groups.values():
+            for start in range(0, len(group), self.batch_rows):
+                yield group[start : start + self.batch_rows]
+
+    def _resolve_batch(self, bound: Bound, keys: list[Key]) -> list[Result]:
+        if isinstance(bound.builder, Source):
+            return self._resolve_source(bound, keys)
+        if bound.builder.is_dynamic():
+            return [self._resolve_dynamic(bound, key) for key in keys]
+        gathers = any(dep.keyset is not None for dep in bound.deps)
+        if gathers and self.gather == "current":
+            return self._take_current(bound, keys)
+        columns = [self._column(dep, bound.key, keys) for dep in bound.deps]
+        results: list[Result | None] = [None] * len(keys)
+        wanted: dict[str, str] = {}
+        identities: list[tuple[str, str, str]] = [("", "", "")] * len(keys)
+        shared = [i for i, dep in enumerate(bound.deps) if dep.keyset is not None]
+        for row, key in enumerate(keys):
+            cells = [column[row] for column in columns]
+            early = results[row] = self._cut_short(bound, key, cells)
+            if early is None:
+                keyed = [c.value_hash or "" for i, c in enumerate(cells) if i not in shared]
+                inputs = inputs_hash(keyed, [cells[i].value_hash or "" for i in shared])
+                text = key_json(key)
+                identities[row] = (text, inputs, entry_id(bound.name, bound.config_hash, text, inputs))
+                wanted[text] = identities[row][2]
+        found = {} if bound.builder.inline else self.store.find(bound.name, bound.config_hash, wanted)
+        misses = []
+        for row, (text, _, identity) in enumerate(identities):
+            if results[row] is None:
+                hit = found.get(text)
+                if hit is not None and hit.entry.entry_id == identity and self._lives(bound, hit):
+                    results[row] = self._hit(bound, hit, [column[row] for column in columns])
+                else:
+                    misses.append(row)
+        if misses:
+            self._build(bound, keys, columns, identities, misses, results)
+        return [result for result in results if result is not None]
+
+    def _build(
+        self,
+        bound: Bound,
+        keys: list[Key],
+        columns: list[list[Result]],
+        identities: list[tuple[str, str, str]],
+        misses: list[int],
+        results: list[Result | None],
+    ) -> None:
+        inputs: dict[str, list[Any]] = {
+            field: [keys[row][i] for row in misses] for i, field in enumerate(bound.key)
+        }
+        for dep, column in zip(bound.deps, columns, strict=True):
+            inputs[dep.name] = [column[row].value for row in misses]
+        built = build_values(bound, inputs, self.context)
+        for row, value in zip(misses, built, strict=True):
+            until, reads = self._lineage([column[row] for column in columns])
+            _, inputs_id, identity = identities[row]
+            results[row] = value.result(
+                bound, keys[row], self.now, inputs_hash=inputs_id, entry_id=identity, until=until, reads=reads
+            )
+
+    def _resolve_source(self, bound: Bound, keys: list[Key]) -> list[Result]:
+        """A source is read again and compared, unless its ttl says that what was read still stands."""
+        results: dict[Key, Result] = {}
+        if bound.builder.freshness.ttl is not None:
+            texts = {key_json(key): key for key in keys}
+            for text, hit in self.store.current(bound.name, bound.config_hash, list(texts)).items():
+                if self._lives(bound, hit):
+                    results[texts[text]] = self._hit(bound, hit, [])
+        todo = [key for key in keys if key not in results]
+        if todo:
+            inputs = {field: [key[i] for key in todo] for i, field in enumerate(bound.key)}
+            built = build_values(bound, inputs, self.context)
+            values = [b.error if b.error is not None else b.value for b in built]
+            seconds = sum(b.seconds for b in built)
+            results.update(zip(todo, self._source_results(bound, todo, values, seconds), strict=True))
+        return [self._with_own_read(bound, key, results[key]) for key in keys]
+
+    def _source_results(
+        self, bound: Bound, keys: Sequence[Key], values: Sequence[Any], seconds: float
+    ) -> list[Result]:
+        """What a source read, identified by its content: reading the same again finds the same entry."""
+        made = []
+        share = seconds / max(len(keys), 1)
+        for key, value in zip(keys, values, strict=True):
+            built = Built(error=value, seconds=share) if isinstance(value, Exception) else Built(value, share)
+            result = built.result(bound, key, self.now)
+            if not result.failed:
+                result.inputs_hash = inputs_hash([result.value_hash or ""])
+                result.entry_id = entry_id(bound.name, bound.config_hash, key_json(key), result.inputs_hash)
+            made.append(result)
+        if bound.builder.inline:
+            return made
+        wanted = {
+            key_json(key): r.entry_id for key, r in zip(keys, made, strict=True) if r.entry_id is not None
+        }
+        found = self.store.find(bound.name, bound.config_hash, wanted)
+        for i, key in enumerate(keys):
+            hit = found.get(key_json(key))
+            expired = bound.builder.freshness.ttl is not None
+            if hit is not None and made[i].entry_id == hit.entry.entry_id and not expired:
+                made[i] = self._hit(bound, hit, [])
+        return made
+
+    def _with_own_read(self, bound: Bound, key: Key, result: Result) -> Result:
+        if bound.name in self.bindings.value_sources:
+            result.reads = ((import_path(type(bound.builder)), key_json(key), result.value_hash or "error"),)
+        return result
+
+    def _resolve_dynamic(self, bound: Bound, key: Key) -> Result:
+        """A hand-written `get`: valid while everything it read last time still has the same value, else run again."""
+        if self._controller is None:
+            raise UsageError(f"{bound.name} is a hand-written get and needs a controller to run")
+        text = key_json(key)
+        hit = self.store.current(bound.name, bound.config_hash, [text]).get(text)
+        controller = self._controller(self)
+        if hit is not None and hit.reads is not None and self._lives(bound, hit) and controller.still_reads(hit.reads):
+            return self._hit(bound, hit, [])
+        return controller.run_by_hand(bound, key, self.now)  # type: ignore[no-any-return]
+
+    def _take_current(self, bound: Bound, keys: list[Key]) -> list[Result]:
+        texts = [key_json(key) for key in keys]
+        found = self.store.current(bound.name, bound.config_hash, texts)
+        for key, text in zip(keys, texts, strict=True):
+            if text not in found:
+                raise NotBuiltError(
+                    f"{bound.name} was never built for {dict(zip(bound.key, key, strict=True))!r} with this config. "
+                    f"Run it for the whole group first (session.run), or pass gather=True to build it now."
+                )
+        return [self._hit(bound, found[text], []) for text in texts]
+
+    def _column(self, dep: Dep, fields: tuple[str, ...], keys: list[Key]) -> list[Result]:
+        """One result of the dep per reader key; a fan-out or a gather is folded into one result."""
+        if dep.keyset is not None:
+            return [self._gather(dep, dep.keyset, fields, key) for key in keys]
+        links = self._link(dep, fields, keys)
+        flat = [k for k in links if isinstance(k, tuple)]
+        flat += [k for link in links if isinstance(link, list) for k in link if k is not None]
+        known = dict(zip(flat, self.resolve(dep.builder, flat), strict=True)) if flat else {}
+        column = []
+        for link in links:
+            match link:
+                case tuple():
+                    column.append(known[link])
+                case list():
+                    column.append(_fold([_NULL if k is None else known[k] for k in link]))
+                case _:
+                    column.append(link)
+        return column
+
+    def _link(
+        self, dep: Dep, fields: tuple[str, ...], keys: Sequence[Key]
+    ) -> list[Key | list[Key | None] | Result]:
+        """Where each reader key leads: a key, a list of keys, or a result that already decides (null, failed)."""
+        wanted = dep.builder.key
+        if not dep.on_fields:
+            if wanted == fields:
+                return list(keys)
+            at = [fields.index(field) for field in wanted]
+            return [tuple(key[i] for i in at) for key in keys]
+        sources = {
+            field: self._column(source.dep if isinstance(source, Each) else source, fields, list(keys))
+            for field, source in dep.on_fields
+        }
+        fan = next((field for field, source in dep.on_fields if isinstance(source, Each)), None)
+        links: list[Key | list[Key | None] | Result] = []
+        for row, key in enumerate(keys):
+            cells = {field: column[row] for field, column in sources.items()}
+            decided = next((c for c in cells.values() if c.failed), None) or next(
+                (c for c in cells.values() if c.is_null), None
+            )
+            if decided is not None:
+                links.append(decided)
+                continue
+            fixed = {field: cell.value for field, cell in cells.items()}
+            base = [fixed[f] if f in fixed else key[fields.index(f)] for f in wanted]
+            if fan is None:
+                links.append(tuple(base))
+            else:
+                i = wanted.index(fan)
+                links.append(
+                    [None if item is None else (*base[:i], item, *base[i + 1 :]) for item in fixed[fan]]
+                )
+        return links
+
+    def _gather(self, dep: Dep, keyset: type[KeySet], fields: tuple[str, ...], key: Key) -> Result:
+        group = keys_of(fields, key, keyset.key)
+        members = self.resolve(keyset, [group])[0]
+        if members.failed:
+            return members
+        ids = members.value or []
+        keys = [(*group, member) for member in ids]
+        column = self._column(replace(dep, keyset=None), keyset.member_key(), keys)
+        rows = sorted(zip(ids, column, strict=True), key=lambda row: key_json((row[0],)))
+        good = [(member, result) for member, result in rows if not result.failed]
+        folded = _fold([result for _, result in good], listed=False)
+        folded._value = Gathered(
+            tuple(member for member, _ in good),
+            [result.value for _, result in good],
+            tuple(member for member, result in rows if result.failed),
+        )
+        folded.value_hash = group_hash(
+            (key_json((*group, member)), result.value_hash or "") for member, result in good
+        )
+        return folded
+
+    def _cut_short(self, bound: Bound, key: Key, cells: list[Result]) -> Result | None:
+        """The result where no build is needed: an input failed, or is null and nulls are not accepted."""
+        failed = next((cell for cell in cells if cell.failed), None)
+        if failed is not None:
+            inputs = digest("failed", failed.error or "")
+            return Result(
+                Origin.UPSTREAM,
+                None,
+                error=failed.error,
+                ts=self.now,
+                inputs_hash=inputs,
+                entry_id=entry_id(bound.name, bound.config_hash, key_json(key), inputs),
+                until=failed.until,
+            )
+        if not bound.builder.accepts_null and any(cell.is_null for cell in cells):
+            until, reads = self._lineage(cells)
+            return Result(Origin.EMPTY, NULL_HASH, kind=bound.type, until=until, reads=reads)
+        return None
+
+    def _lives(self, bound: Bound, hit: Found) -> bool:
+        until = bound.builder.freshness.expiry(hit.entry.ts)
+        return until is None or self.now < until
+
+    def _hit(self, bound: Bound, hit: Found, cells: list[Result]) -> Result:
+        until, reads = self._lineage(cells)
+        own = bound.builder.freshness.expiry(hit.entry.ts)
+        result = from_entry(hit.entry, bound.type, current=hit.current, until=_earliest(until, own))
+        result.reads = reads
+        return result
+
+    def _lineage(self, cells: list[Result]) -> tuple[datetime | None, tuple[Read, ...]]:
+        until: datetime | None = None
+        reads: tuple[Read, ...] = ()
+        for cell in cells:
+            until = _earliest(until, cell.until)
+            if cell.reads:
+                reads += cell.reads
+        return until, tuple(dict.fromkeys(reads)) if reads else reads
+
+
+_NULL = Result(Origin.EMPTY, NULL_HASH)
+
+
+def _fold(results: list[Result], *, listed: bool = True) -> Result:
+    """Many results as one: a list value, the hash of the hashes, the earliest expiry; the first failure decides."""
+    failed = next((r for r in results if r.failed), None)
+    if failed is not None:
+        return failed
+    until: datetime | None = None
+    reads: tuple[Read, ...] = ()
+    for result in results:
+        until = _earliest(until, result.until)
+        reads += result.reads
+    value_hash = digest("each", *(r.value_hash or "" for r in results)) if listed else None
+    values = [r.value for r in results] if listed else None
+    return Result(Origin.HIT, value_hash, value=values, until=until, reads=reads)
+
+
+def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
+    if one is None or other is None:
+        return one or other
+    return min(one, other)

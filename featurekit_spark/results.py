@@ -1,0 +1,259 @@
+"""What the evaluator knows of one (builder, key): the Result; and the row form in which it travels and is cached.
+
+Knows value types and entries, not graphs. A value is decoded only when somebody reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, TraceRow
+from featurekit_spark.values import NULL_HASH, ValueType
+
+__all__ = ["ROW_SCHEMA", "Counts", "Origin", "Read", "Result", "count", "from_entry", "new_entries", "new_pointers", "result_of", "to_rows"]
+
+Read = tuple[str, str, str]
+"""(source, key as JSON, value hash): what was read of the outside world."""
+
+
+class Origin(StrEnum):
+    """How a result came about."""
+
+    HIT = "hit"
+    COMPUTED = "computed"
+    EMPTY = "empty"  # an input is null, so the value is null: nothing was looked up or built
+    ERROR = "error"  # its own build failed
+    UPSTREAM = "upstream"  # an input failed
+
+
+ROW_SCHEMA: Final = pa.schema(
+    [
+        *(ENTRY_SCHEMA.field(name) for name in ENTRY_SCHEMA.names if name not in ("run_id", "recorded")),
+        ("origin", pa.string()),
+        ("until", pa.timestamp("us", tz="UTC")),
+        ("reads", pa.list_(pa.struct([("source", pa.string()), ("key", pa.string()), ("hash", pa.string())]))),
+        ("current", pa.bool_()),
+    ]
+)
+"""A result as a row: an entry's columns and how it came about. Stages take such rows in and give them out."""
+
+
+_FRESH = pa.array(["computed", "error", "upstream"])
+
+
+class Result:
+    """One feature's answer for one key, inside a run.
+
+    `until`: when the answer or anything it was made from expires (None: never). `reads`: sources reached by a value.
+    `current`: False where a hit is not yet the current entry of its key.
+    """
+
+    __slots__ = (
+        "_payload",
+        "_type",
+        "_value",
+        "current",
+        "entry_id",
+        "error",
+        "inputs_hash",
+        "origin",
+        "reads",
+        "seconds",
+        "tokens",
+        "ts",
+        "until",
+        "usd",
+        "value_hash",
+    )
+
+    def __init__(
+        self,
+        origin: Origin,
+        value_hash: str | None,
+        *,
+        value: Any = None,
+        payload: bytes | None = None,
+        kind: ValueType | None = None,
+        ts: datetime | None = None,
+        entry_id: str | None = None,
+        inputs_hash: str | None = None,
+        error: str | None = None,
+        until: datetime | None = None,
+        reads: tuple[Read, ...] = (),
+        seconds: float | None = None,
+        tokens: int | None = None,
+        usd: float | None = None,
+        current: bool = True,
+    ) -> None:
+        self.origin, self.value_hash = origin, value_hash
+        self._value, self._payload, self._type = value, payload, kind
+        self.ts, self.entry_id, self.inputs_hash, self.error = ts, entry_id, inputs_hash, error
+        self.until, self.reads, self.current = until, reads, current
+        self.seconds, self.tokens, self.usd = seconds, tokens, usd
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
+
+    @property
+    def is_null(self) -> bool:
+        return self.value_hash == NULL_HASH
+
+    @property
+    def value(self) -> Any:
+        if self._value is None and self._payload is not None and self._type is not None:
+            self._value = self._type.decode(self._payload)
+        return self._value
+
+    @property
+    def payload(self) -> bytes | None:
+        if self._payload is None and self._value is not None and self._type is not None:
+            self._payload = self._type.encode(self._value)
+        return self._payload
+
+    def __repr__(self) -> str:
+        return f"Result({self.origin}, {self.error or self._value!r})"
+
+
+def from_entry(entry: Entry, kind: ValueType, *, current: bool = True, until: datetime | None = None) -> Result:
+    """A cached entry as a hit."""
+    return Result(
+        Origin.HIT,
+        entry.value_hash,
+        payload=entry.value,
+        kind=kind,
+        ts=entry.ts,
+        entry_id=entry.entry_id,
+        inputs_hash=entry.inputs_hash,
+        until=until,
+        current=current,
+    )
+
+
+def to_rows(builder: str, config_hash: str, results: Iterable[tuple[str, Result]]) -> pa.Table:
+    """Results by key JSON as ROW_SCHEMA rows."""
+    pairs = list(results)
+    found = [result for _, result in pairs]
+    size = len(pairs)
+    columns: list[Any] = [
+        [builder] * size,
+        [key for key, _ in pairs],
+        [config_hash] * size,
+        [r.payload for r in found],
+        [r.ts for r in found],
+        [r.entry_id for r in found],
+        [r.inputs_hash for r in found],
+        [r.value_hash for r in found],
+        ["error" if r.failed else "ok" for r in found],
+        [r.error for r in found],
+        [r.seconds for r in found],
+        [r.tokens for r in found],
+        [r.usd for r in found],
+        [r.origin.value for r in found],
+        [r.until for r in found],
+        [[{"source": s, "key": k, "hash": h} for s, k, h in r.reads] for r in found],
+        [r.current for r in found],
+    ]
+    arrays = [pa.array(column, type=f.type) for column, f in zip(columns, ROW_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
+
+
+def result_of(row: dict[str, Any], kind: ValueType) -> Result:
+    """A ROW_SCHEMA row as a Result."""
+    return Result(
+        Origin(row["origin"]),
+        row["value_hash"],
+        payload=row["value"],
+        kind=kind,
+        ts=row["ts"],
+        entry_id=row["entry_id"],
+        inputs_hash=row["inputs_hash"],
+        error=row["error"],
+        until=row["until"],
+        reads=tuple((r["source"], r["key"], r["hash"]) for r in row["reads"] or ()),
+        seconds=row["seconds"],
+        tokens=row["tokens"],
+        usd=row["usd"],
+        current=row["current"],
+    )
+
+
+def new_entries(rows: pa.Table, run_id: str) -> pa.Table:
+    """Of ROW_SCHEMA rows those that a cache does not have yet, as ENTRY_SCHEMA rows less `recorded`."""
+    fresh = rows.filter(pc.is_in(rows["origin"], _FRESH))
+    columns = [
+        pa.array([run_id] * len(fresh), pa.string()) if name == "run_id" else fresh[name]
+        for name in ENTRY_SCHEMA.names
+        if name != "recorded"
+    ]
+    return pa.Table.from_arrays(columns, names=[name for name in ENTRY_SCHEMA.names if name != "recorded"])
+
+
+def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id: str) -> list[TraceRow]:
+    """Pointer rows that a commit must add: hits that become current again, and the reads of hand-written gets."""
+    again = pc.and_(pc.equal(rows["origin"], Origin.HIT.value), pc.invert(rows["current"]))
+    hand = pc.and_(pc.is_in(rows["builder"], pa.array(sorted(by_hand), pa.string())), pc.is_valid(rows["value_hash"]))
+    marked = rows.filter(pc.or_(again, hand)).select(["builder", "key", "config_hash", "entry_id", "reads"])
+    return [
+        TraceRow(
+            row["builder"],
+            "pointer",
+            row["key"],
+            row["config_hash"],
+            now,
+            run_id,
+            entry_id=row["entry_id"],
+            reads=json.dumps([list(read.values()) for read in row["reads"]]) if row["builder"] in by_hand else None,
+        )
+        for row in marked.to_pylist()
+        if row["entry_id"] is not None
+    ]
+
+
+@dataclass
+class Counts:
+    """What a run did for one builder. `error`: keys without an answer, their own failures and their inputs'."""
+
+    hit: int = 0
+    computed: int = 0
+    empty: int = 0
+    error: int = 0
+    calls: int = 0
+    tokens: int = 0
+    usd: float | None = field(default=0.0)
+    seconds: float = 0.0
+
+    def add(self, other: Counts) -> None:
+        for name in ("hit", "computed", "empty", "error", "calls", "tokens", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+
+
+def count(results: Sequence[Result], *, paid: bool) -> Counts:
+    """Counts over results of one builder; `calls` are the paid builds among them, usd None once a price is missing."""
+    counts = Counts()
+    for result in results:
+        match result.origin:
+            case Origin.HIT:
+                counts.hit += 1
+            case Origin.EMPTY:
+                counts.empty += 1
+            case Origin.COMPUTED:
+                counts.computed += 1
+            case Origin.ERROR | Origin.UPSTREAM:
+                counts.error += 1
+        if result.origin in (Origin.COMPUTED, Origin.ERROR):
+            counts.seconds += result.seconds or 0.0
+            counts.tokens += result.tokens or 0
+            if paid:
+                counts.calls += 1
+                counts.usd = None if counts.usd is None or result.usd is None else counts.usd + result.usd
+    return counts
