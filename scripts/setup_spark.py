@@ -1,8 +1,8 @@
 """Makes the Spark of a virtual environment start with Delta, from any folder, without flags, and quickly.
 
-Owns Delta's jars, `spark-defaults.conf`, `log4j2.properties` and the archive of loaded classes (AppCDS). Jars
-are resolved once, through Ivy as Spark does, and checked against the hashes below; later starts read them from
-disk. Standard library only.
+Owns Delta's jars, `spark-defaults.conf`, `log4j2.properties` and the archive of loaded classes (AppCDS).
+Jars are resolved once, through Ivy as Spark does, and checked against the hashes below; later starts read them
+from disk. Standard library only.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ spark.executor.extraClassPath      {delta}
 spark.pyspark.python               {python}
 spark.pyspark.driver.python        {python}
 
-# TieredStopAtLevel=1 is meant for local masters: their jobs end before the optimising compiler pays off. A driver
-# that lives for hours overrides it (--driver-java-options). Without the archive, or with another Java than it was
-# made with, the JVM starts as usual; -Xlog keeps it from saying so on stdout.
+# TieredStopAtLevel=1 is meant for local masters: their jobs end before the optimising compiler pays off.
+# A driver that lives for hours overrides it (--driver-java-options). Without the archive, or with another Java
+# than it was made with, the JVM starts as usual; -Xlog keeps it from saying so on stdout.
 spark.driver.extraJavaOptions      {java_options}
 
 spark.ui.showConsoleProgress       false
@@ -144,7 +144,7 @@ def settings_files(venv: Path, *, spark_home: Path, jars: Path, archive: Path) -
 
 
 def fetch_jars(spark_home: Path, *, into: Path) -> None:
-    """Resolves DELTA as spark-submit's --packages does, checks the hashes, then replaces the folder `into`."""
+    """Resolves DELTA as spark-submit's --packages does, checks the hashes, replaces the folder `into`."""
     with tempfile.TemporaryDirectory() as folder:
         ivy = Path(folder) / "ivy"
         script = Path(folder) / "nothing.py"
@@ -158,14 +158,15 @@ def fetch_jars(spark_home: Path, *, into: Path) -> None:
         fetched = {path.name.partition("_")[2]: path for path in ivy.glob("jars/io.delta_*.jar")}
         if done.returncode != 0 or not fetched:
             raise SparkSetupError(
-                f"{DELTA} could not be fetched; spark-submit ended with {done.returncode}:\n{tail(done.stderr)}\n"
-                "  Set-up needs Maven Central, or the mirror that Ivy is told of. Then run scripts/setup again."
+                f"{DELTA} could not be fetched, spark-submit ended with {done.returncode}:\n"
+                f"{tail(done.stderr)}\n"
+                "  Set-up needs Maven Central, or the mirror that Ivy is told of. Run scripts/setup again."
             )
         found = {name: sha256(path) for name, path in fetched.items()}
         if found != JARS:
             raise SparkSetupError(
                 f"Delta's jars are not those of scripts/setup_spark.py.\n  listed: {JARS}\n  found: {found}\n"
-                "  Check where they come from. After a change of the Delta version, list the new hashes there."
+                "  Check where they come from. After a change of version, list the new hashes there."
             )
         shutil.rmtree(into, ignore_errors=True)
         into.mkdir(parents=True)
