@@ -1,7 +1,7 @@
 """Makes the Spark of a virtual environment start with Delta, from any folder, without flags, and quickly.
 
-Owns Delta's jars, `spark-defaults.conf`, `log4j2.properties` and the archive of loaded classes (AppCDS).
-Jars are resolved once, through Ivy as Spark does, and checked against the hashes below; later starts read them
+Owns Delta's jars, `spark-defaults.conf`, `log4j2.properties` and the archive of loaded classes (AppCDS). Jars
+are resolved once, through Ivy as Spark does, and checked against the hashes below; later starts read them
 from disk. Standard library only.
 """
 
@@ -45,8 +45,8 @@ spark.pyspark.python               {python}
 spark.pyspark.driver.python        {python}
 
 # TieredStopAtLevel=1 is meant for local masters: their jobs end before the optimising compiler pays off.
-# A driver that lives for hours overrides it (--driver-java-options). Without the archive, or with another Java
-# than it was made with, the JVM starts as usual; -Xlog keeps it from saying so on stdout.
+# A driver that lives for hours overrides it (--driver-java-options). Without the archive, or with another
+# Java than it was made with, the JVM starts as usual; -Xlog keeps it from saying so on stdout.
 spark.driver.extraJavaOptions      {java_options}
 
 spark.ui.showConsoleProgress       false
