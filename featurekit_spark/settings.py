@@ -1,0 +1,310 @@
+"""The settings of a run: which keys exist, their types, defaults and meaning.
+
+Owns the models (their defaults are the built-in base) and the origin that every value remembers. It must
+not know files, environment or command line (`config` reads those), nor what the settings are used for
+(bootstrap builds the real adapters from them).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from featurekit_spark.errors import ConfigError, known_names
+
+__all__ = [
+    "DEFAULT_ORIGIN",
+    "CacheSettings",
+    "DeltaSinkSettings",
+    "EmbedderSettings",
+    "EngineSettings",
+    "InteractionDBSettings",
+    "LLMSettings",
+    "Leaf",
+    "LockSettings",
+    "ProductDBSettings",
+    "PublishGateSettings",
+    "RedisSinkSettings",
+    "SearchSettings",
+    "Settings",
+    "SinkSettings",
+    "leaf_paths",
+    "mask_password",
+    "origin_of",
+]
+
+DEFAULT_ORIGIN = "default"
+
+_PASSWORD_IN_URL = re.compile(r"(://[^/@\s:]*):[^/\s]*@")
+
+# Numbers are strict: without it pydantic reads "8" and true as integers.
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Limit = Annotated[int, Field(strict=True, ge=0)]
+Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+
+
+def mask_password(text: str) -> str:
+    """`text` with the password of any URL in it replaced by `***`."""
+    return _PASSWORD_IN_URL.sub(r"\1:***@", text)
+
+
+def _template_fields(template: str, *, known: set[str]) -> set[str]:
+    """The named fields of `template`; anything but plain `{name}` of a known name is refused."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise PydanticCustomError("template", "is no template: {why}", {"why": str(error)}) from None
+    fields = set()
+    for _, name, spec, conversion in parts:
+        if name is None:
+            continue
+        if name not in known or spec or conversion:
+            shown = "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+            raise PydanticCustomError(
+                "template", "has the field {shown}; use plain named fields. {known}",
+                {"shown": shown, "known": known_names(name, known)},
+            )  # fmt: skip
+        fields.add(name)
+    return fields
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, mask_password(value) if isinstance(value, str) else value
+
+
+class CacheSettings(_Section):
+    """`path` null means `{warehouse}/cache`; ask `Settings.cache_path`."""
+
+    kind: Literal["delta", "memory"] = "delta"
+    path: Text | None = None
+
+
+class ProductDBSettings(_Section):
+    """Where products come from; `dimensions` maps a market to its dimension values (locale, price list)."""
+
+    kind: Literal["files", "delta"] = "files"
+    path: Text | None = None
+    title_attribute: Text = "title"
+    dimensions: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
+    duplicates: Literal["fail", "keep_last"] = "fail"
+
+    def required_path(self) -> str:
+        """The path, or a ConfigError that says how to give one."""
+        if self.path is None:
+            raise ConfigError(
+                "product_db.path is not set: give the folder of {merchant}_{market}.csv files (or the Delta "
+                "table) in the conf file or with --set product_db.path=PATH."
+            )
+        return self.path
+
+
+class InteractionDBSettings(_Section):
+    kind: Literal["files", "delta", "none"] = "none"
+    path: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_path(self) -> InteractionDBSettings:
+        if self.kind != "none" and self.path is None:
+            raise PydanticCustomError("needs", "needs a path when kind is {kind}", {"kind": repr(self.kind)})
+        return self
+
+
+class EmbedderSettings(_Section):
+    provider: Literal["hashing"] = "hashing"
+    dim: Count = 384
+
+
+class LLMSettings(_Section):
+    """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key."""
+
+    provider: Literal["offline", "openai"] = "offline"
+    base_url: Text = "https://api.openai.com/v1"
+    model: Text | None = None
+    api_key_env: EnvName = "OPENAI_API_KEY"
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = 0.0
+    max_tokens: Count | None = 512
+    concurrency: Count = 8
+    timeout_s: Seconds = 60.0
+    suggestions: Count = 3
+
+    @model_validator(mode="after")
+    def _has_model(self) -> LLMSettings:
+        if self.provider == "openai" and self.model is None:
+            raise PydanticCustomError("needs", "needs a model when provider is 'openai'")
+        return self
+
+
+class SearchSettings(_Section):
+    top_k: Count = 10
+
+
+class EngineSettings(_Section):
+    """Up to `in_process_keys` keys run without Spark; up to `collect_mb` of a stage come to the driver."""
+
+    kind: Literal["spark", "local"] = "spark"
+    in_process_keys: Limit = 2000
+    collect_mb: Limit = 256
+    batch_rows: Count = 2048
+    partitions: Count | None = None
+
+
+class DeltaSinkSettings(_Section):
+    """`path` null means `{warehouse}/recommendations`; ask `Settings.sink_path`."""
+
+    kind: Literal["delta"] = "delta"
+    path: Text | None = None
+
+
+_KEY_FIELDS = {"merchant", "market", "product_id", "logic_builder"}
+
+
+class RedisSinkSettings(_Section):
+    """The first logic builder's keys follow `key_template`, those of all others `key_template_other`."""
+
+    kind: Literal["redis"]
+    url: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://")]
+    key_template: Text = "{merchant}:{market}:{product_id}"
+    key_template_other: Text = "{merchant}:{market}:{product_id}:{logic_builder}"
+    ttl_s: Count | None = None
+    publish: Literal["keys", "versioned"] = "keys"
+    batch: Count = 1000
+    timeout_s: Seconds = 10.0
+
+    @field_validator("key_template", "key_template_other")
+    @classmethod
+    def _keys_stay_apart(cls, template: str, info: Any) -> str:
+        needed = ["product_id"] + (["logic_builder"] if info.field_name == "key_template_other" else [])
+        fields = _template_fields(template, known=_KEY_FIELDS)
+        for name in needed:
+            if name not in fields:
+                raise PydanticCustomError(
+                    "template", "lacks {field}, so that different keys would overwrite one another",
+                    {"field": "{" + name + "}"},
+                )  # fmt: skip
+        return template
+
+
+SinkSettings = DeltaSinkSettings | RedisSinkSettings
+
+
+class PublishGateSettings(_Section):
+    """The largest share by which rows or coverage may fall and still be published; null turns it off."""
+
+    max_row_drop: Share | None = 0.5
+    max_coverage_drop: Share | None = 0.5
+
+
+class LockSettings(_Section):
+    stale_after_s: Seconds = 3600.0
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One value as `config show` prints it: its key path, the value, and where it came from."""
+
+    key: str
+    value: object
+    origin: str
+
+
+class Settings(_Section):
+    """All settings of a run for one merchant and market; relative paths start at the working folder."""
+
+    warehouse: Text = "warehouse"
+    cache: CacheSettings = CacheSettings()
+    product_db: ProductDBSettings = ProductDBSettings()
+    interaction_data_db: InteractionDBSettings = InteractionDBSettings()
+    embedder: EmbedderSettings = EmbedderSettings()
+    llm: LLMSettings = LLMSettings()
+    search: SearchSettings = SearchSettings()
+    prompt_template: Text = "get recommendations for {title}"
+    logic_builders: Annotated[tuple[ImportPath, ...], Field(min_length=1)] = (
+        "featurekit_spark.apps.product_recs:LLMLogic",
+    )
+    logic_keys: ImportPath = "featurekit_spark.apps.product_recs:ProductIds"
+    engine: EngineSettings = EngineSettings()
+    sinks: tuple[Annotated[SinkSettings, Field(discriminator="kind")], ...] = (DeltaSinkSettings(),)
+    publish_gate: PublishGateSettings = PublishGateSettings()
+    lock: LockSettings = LockSettings()
+
+    _origins: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _prompt_fields(cls, template: str) -> str:
+        _template_fields(template, known={"title"})
+        return template
+
+    @field_validator("logic_builders")
+    @classmethod
+    def _no_builder_twice(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if paths.count(path) > 1:
+                raise PydanticCustomError("twice", "names {path} twice", {"path": path})
+        return paths
+
+    @property
+    def cache_path(self) -> str:
+        """Where the cache's tables are."""
+        return self.cache.path or _below(self.warehouse, "cache")
+
+    def sink_path(self, sink: DeltaSinkSettings) -> str:
+        """Where a Delta sink's table is."""
+        return sink.path or _below(self.warehouse, "recommendations")
+
+    def origin(self, key: str) -> str:
+        """Where the value at `key` (such as `llm.model`) came from: file, variable, `--set` or `default`."""
+        return origin_of(self._origins, tuple(key.split(".")))
+
+    def leaves(self) -> list[Leaf]:
+        """Every value with its origin, sections in declared order; passwords in URLs are masked."""
+        dumped = self.model_dump(mode="json")
+        return [
+            Leaf(".".join(path), _shown(value), origin_of(self._origins, path))
+            for path, value in leaf_paths(dumped)
+        ]
+
+
+def leaf_paths(data: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Key paths and values, depth first; a list or an empty map is one leaf."""
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from leaf_paths(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def origin_of(origins: Mapping[tuple[str, ...], str], path: tuple[str, ...]) -> str:
+    """The origin of `path`, of what contains it, or (for a section) of the first value inside it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in origins:
+            return origins[path[:length]]
+    return next((origin for known, origin in origins.items() if known[: len(path)] == path), DEFAULT_ORIGIN)
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, str):
+        return mask_password(value)
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    return value
+
+
+def _below(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
