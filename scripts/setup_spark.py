@@ -177,11 +177,13 @@ def fetch_jars(spark_home: Path, *, into: Path) -> None:
 def make_archive(spark_home: Path, *, archive: Path, say: Callable[[str], None]) -> None:
     """Runs a small job and keeps the classes that it loaded. Spark works without them, only slower."""
     archive.unlink(missing_ok=True)
+    # Written under another name first: half an archive, from a full disk or an interrupt, would crash every start.
+    part = archive.with_suffix(".part")
     with tempfile.TemporaryDirectory() as folder:
         done = submit(
             spark_home,
             "--driver-java-options",
-            f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={archive} {QUIET}",
+            f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={part} {QUIET}",
             *(str(Path(__file__).with_name("setup_warm_up.py")), folder),
             cwd=folder,
         )
@@ -190,7 +192,9 @@ def make_archive(spark_home: Path, *, archive: Path, say: Callable[[str], None])
         raise SparkSetupError(
             f"Spark's first job ended with {done.returncode}:\n{tail(done.stdout + done.stderr)}"
         )
-    if not archive.is_file():
+    if part.is_file():
+        part.replace(archive)
+    else:
         say("this Java keeps no archive of classes; Spark will start a few seconds slower")
 
 

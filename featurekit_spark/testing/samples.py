@@ -191,9 +191,7 @@ def _rows(merchant: str, products: int, seed: int, empty_titles: float) -> Itera
         how = of.features[int(feature[i] * len(of.features))]
         name, hue, code = BRANDS[brand[i]], COLOURS[colour[i]], f"{what[0]}{LINES[line[i]][0]}-{number[i]}"
         title = f"{name} {LINES[line[i]]} {what}, {how}, {how_large}, {hue}, {code}"
-        text = (
-            f"{what} by {name} in {hue.lower()}, {how.lower()}. Made for {of.use}. Model {code}."
-        )
+        text = f"{what} by {name} in {hue.lower()}, {how.lower()}. Made for {of.use}. Model {code}."
         cents = int(of.lowest_price * 100 * (1 + 9 * price[i] * price[i]))
         yield (
             f"{merchant}-{i + 1:06d}",
