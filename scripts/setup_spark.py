@@ -177,7 +177,7 @@ def fetch_jars(spark_home: Path, *, into: Path) -> None:
 def make_archive(spark_home: Path, *, archive: Path, say: Callable[[str], None]) -> None:
     """Runs a small job and keeps the classes that it loaded. Spark works without them, only slower."""
     archive.unlink(missing_ok=True)
-    # Written under another name first: half an archive, from a full disk or an interrupt, would crash every start.
+    # Written under another name first: half an archive would crash every start.
     part = archive.with_suffix(".part")
     with tempfile.TemporaryDirectory() as folder:
         done = submit(
