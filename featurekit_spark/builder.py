@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from featurekit_spark.errors import ContextError, DefinitionError, UsageError, known_names
 from featurekit_spark.fingerprint import code_fingerprint, config_hash, key_json
@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 V = TypeVar("V")
-Key = tuple[Any, ...]
-Builder = type["FeatureBuilder[Any]"]
+Key: TypeAlias = tuple[Any, ...]
+Builder: TypeAlias = "type[FeatureBuilder[Any]]"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ stages are given instead of recursed into. Knows a place to look entries up, not
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -291,7 +292,9 @@ class Evaluator:
         hit = self.store.current(bound.name, bound.config_hash, [text]).get(text)
         controller = self._controller(self)
         if hit is not None and hit.reads is not None and self._lives(bound, hit) and controller.still_reads(hit.reads):
-            return self._hit(bound, hit, [])
+            result = self._hit(bound, hit, [])
+            result.reads = tuple((path, read, value_hash) for path, read, value_hash in json.loads(hit.reads))
+            return result
         return controller.run_by_hand(bound, key, self.now)  # type: ignore[no-any-return]
 
     def _take_current(self, bound: Bound, keys: list[Key]) -> list[Result]:

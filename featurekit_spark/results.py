@@ -200,7 +200,9 @@ def new_entries(rows: pa.Table, run_id: str) -> pa.Table:
 def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id: str) -> list[TraceRow]:
     """Pointer rows that a commit must add: hits that become current again, and the reads of hand-written gets."""
     again = pc.and_(pc.equal(rows["origin"], Origin.HIT.value), pc.invert(rows["current"]))
-    hand = pc.and_(pc.is_in(rows["builder"], pa.array(sorted(by_hand), pa.string())), pc.is_valid(rows["value_hash"]))
+    hand = pc.and_(
+        pc.is_in(rows["builder"], pa.array(sorted(by_hand), pa.string())), pc.equal(rows["origin"], Origin.COMPUTED.value)
+    )
     marked = rows.filter(pc.or_(again, hand)).select(["builder", "key", "config_hash", "entry_id", "reads"])
     return [
         TraceRow(

@@ -166,6 +166,9 @@ class FeatureCache(Protocol):
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         """ok entries by entry_id, for ids that traces name."""
 
+    def ids(self, builder: str) -> pa.Array:
+        """entry_id of every ok entry of a builder: what still exists."""
+
     def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
         """Add rows (ENTRY_SCHEMA less `recorded`, which is set here): entries first, then the traces that name them."""
 

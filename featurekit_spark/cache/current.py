@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str, s
 def to_entries(rows: pa.Table) -> list[Entry]:
     """ENTRY_SCHEMA rows as objects."""
     columns: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in Entry.__slots__}
+    columns["ts"] = [ts.replace(tzinfo=UTC) for ts in columns["ts"]]  # pyarrow's own zone object prints otherwise
     return [Entry(*values) for values in zip(*columns.values(), strict=True)]
 
 

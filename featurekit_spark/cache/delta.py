@@ -78,6 +78,10 @@ class DeltaCache:
         where = [pc.field("entry_id").isin(ids), pc.field("status") == "ok"]
         return {entry.entry_id: entry for entry in to_entries(self._read("entries", builder, where))}
 
+    def ids(self, builder: str) -> pa.Array:
+        rows = self._read("entries", builder, [pc.field("status") == "ok"], ["entry_id"])
+        return rows["entry_id"].combine_chunks()
+
     def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
         if not isinstance(traces, pa.Table):
             traces = pa.Table.from_pylist([asdict(row) for row in traces], schema=TRACE_SCHEMA)
@@ -142,8 +146,12 @@ class DeltaCache:
             }
         return found_in(entries, pointers, wanted)
 
-    def _read(self, name: str, builder: str | None, where: list[pc.Expression]) -> pa.Table:
+    def _read(
+        self, name: str, builder: str | None, where: list[pc.Expression], columns: list[str] | None = None
+    ) -> pa.Table:
         schema = _TABLES[name][0]
+        if columns is not None:
+            schema = pa.schema([schema.field(column) for column in columns])
         with self._lock:
             table = self._open(name)
             if table is None:
@@ -153,7 +161,8 @@ class DeltaCache:
                 filesystem=_filesystem(table.table_uri),
             )
         try:
-            return dataset.to_table(filter=reduce(and_, where) if where else None).select(schema.names).cast(schema)
+            rows = dataset.to_table(columns=schema.names, filter=reduce(and_, where) if where else None)
+            return rows.cast(schema)
         except (OSError, pa.ArrowException) as error:
             raise CacheError(
                 f"{self.table_path(name)} cannot be read: {error}. Nothing was changed; move the damaged file away "

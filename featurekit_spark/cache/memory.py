@@ -68,6 +68,10 @@ class MemoryCache:
         with self._lock:
             return {i: self._entries[builder, i] for i in entry_ids if (builder, i) in self._entries}
 
+    def ids(self, builder: str) -> pa.Array:
+        with self._lock:
+            return pa.array([entry_id for name, entry_id in self._entries if name == builder], pa.string())
+
     def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
         if isinstance(traces, pa.Table):
             traces = [TraceRow(**row) for row in traces.select(list(TraceRow.__slots__)[:-1]).to_pylist()]

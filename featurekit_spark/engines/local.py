@@ -1,0 +1,40 @@
+"""Stages in this process: for notebooks, tests and small merchants. Never starts a JVM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from featurekit_spark.builder import keys_of
+from featurekit_spark.controller import commit
+from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.execute import Job
+from featurekit_spark.plan import KeyedStage, Plan
+
+__all__ = ["LocalEngine"]
+
+Key = tuple[Any, ...]
+
+
+class LocalEngine:
+    """The evaluator itself, batch by batch."""
+
+    name = "local"
+
+    def check(self, plan: Plan, job: Job) -> None:
+        """Nothing has to travel."""
+
+    def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+        label = " -> ".join(builder.name for builder in stage.builders)
+        for start in range(0, len(keys), job.batch_rows):
+            batch = keys[start : start + job.batch_rows]
+            for builder in stage.builders:
+                evaluator.resolve(builder, [keys_of(stage.space.key, key, builder.key) for key in batch])
+            job.progress(label, start + len(batch), len(keys))
+        commit(job.cache, evaluator, run_id=job.run_id)
+
+    def scan(self, scan: Any) -> pa.Table:
+        table: pa.Table = scan.to_arrow()
+        return table

@@ -1,0 +1,388 @@
+"""Carrying out a plan for one group, stage by stage, with keys and small results on the driver.
+
+Knows stages, traces and commits; how a keyed stage is spread over processes is the engine's affair.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from featurekit_spark.builder import KeySet, import_path
+from featurekit_spark.cache.base import FeatureCache, TraceRow
+from featurekit_spark.controller import HandController, commit
+from featurekit_spark.errors import BuildError, DataError
+from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.fingerprint import digest, group_hash, inputs_hash, key_json
+from featurekit_spark.graph import Graph
+from featurekit_spark.plan import (
+    CheckTraces,
+    GatherStage,
+    KeyedStage,
+    Plan,
+    ReadKeys,
+    ReadSource,
+    Space,
+    TargetTrace,
+)
+from featurekit_spark.results import Counts, Result, result_of
+from featurekit_spark.values import typed_column
+
+__all__ = ["Engine", "Execution", "Job", "Progress"]
+
+Key = tuple[Any, ...]
+Progress = Callable[[str, int, int], None]
+"""(what, done, of how many keys), called as a run advances."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage of one run shares."""
+
+    bindings: Bindings
+    context: Any
+    cache: FeatureCache
+    now: datetime
+    run_id: str
+    batch_rows: int
+    progress: Progress = field(default=lambda what, done, total: None)
+
+
+class Engine(Protocol):
+    """Where keyed stages run."""
+
+    name: str
+
+    def check(self, plan: Plan, job: Job) -> None:
+        """Raise before anything ran where the plan cannot run here (a context that cannot travel)."""
+
+    def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+        """Resolve the stage's builders for `keys` into `evaluator`, and commit what was made, once."""
+
+    def scan(self, scan: Any) -> pa.Table:
+        """A source's scan as an Arrow table of (member, value)."""
+
+
+@dataclass
+class _Check:
+    """Traces of one target: what its keys read now, and which of them are proven."""
+
+    trace: TargetTrace
+    plan_hash: str
+    keyed: dict[Key, str] = field(default_factory=dict)
+    group: str = ""
+    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    same_group: bool = False
+    proven: dict[Key, dict[str, Any]] = field(default_factory=dict)
+
+
+class Execution:
+    """One run of one group. `run()` once, then read `results_of` and `counts`."""
+
+    def __init__(self, plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> None:
+        self.plan, self.graph, self.job, self.engine, self.group = plan, graph, job, engine, group
+        self.evaluator = Evaluator(
+            job.bindings,
+            job.context,
+            job.cache,
+            now=job.now,
+            gather="build",
+            batch_rows=job.batch_rows,
+            controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
+        )
+        self.members: dict[str, list[Key]] = {}
+        self.todo: dict[str, list[Key]] = {}
+        self.checks: dict[str, _Check] = {}
+        self.regather = True
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Carry out every stage. What a failed stage had made before it failed is committed."""
+        try:
+            for stage in self.plan.stages:
+                start = time.perf_counter()
+                self._run(stage)
+                name = type(stage).__name__
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        finally:
+            commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
+        self._write_traces()
+
+    def counts(self) -> dict[str, Counts]:
+        """Per builder, in build order. A target's proven keys are its hits, whatever stage they skipped."""
+        counts = {b.name: self.evaluator.done.get(b.name, Counts()) for b in self.graph}
+        for name, check in self.checks.items():
+            counts[name] = Counts(**vars(counts[name]))
+            counts[name].hit += len(check.proven)
+        return counts
+
+    def results_of(self, target: str) -> dict[Key, Result]:
+        """All results of a target, by key in member order; values of proven keys are read from the cache now."""
+        check = self.checks[target]
+        bound = self.job.bindings[check.trace.target]
+        ids = [row["entry_id"] for row in check.proven.values() if row["entry_id"] is not None]
+        entries = self.job.cache.by_id(target, ids) if ids else {}
+        known = self.evaluator.results.get(target, {})
+        results = {}
+        for key in self.members[check.trace.keyset.name]:
+            row = check.proven.get(key)
+            if row is None:
+                results[key] = known[key]
+            else:
+                entry = entries.get(row["entry_id"])
+                results[key] = result_of(
+                    {
+                        "origin": "hit",
+                        "value_hash": row["value_hash"],
+                        "value": entry.value if entry else None,
+                        "ts": entry.ts if entry else row["ts"],
+                        "entry_id": row["entry_id"],
+                        "inputs_hash": entry.inputs_hash if entry else None,
+                        "error": None,
+                        "until": row["valid_until"],
+                        "reads": None,
+                        "seconds": None,
+                        "tokens": None,
+                        "usd": None,
+                        "current": True,
+                    },
+                    bound.type,
+                )
+        return results
+
+    def errors(self, targets: Sequence[str]) -> dict[str, str]:
+        """Failures of the targets' keys, by key as JSON: the root builder, its key and its message."""
+        found = {}
+        for name in targets:
+            for key, result in self.evaluator.results.get(name, {}).items():
+                if result.failed:
+                    found[key_json(key)] = result.error or ""
+        return found
+
+    def table(self, target: str) -> pa.Table:
+        """A target's answers as a typed table: key fields, value, ts, value_hash, status, error."""
+        bound = self.job.bindings[self.graph[target]]
+        results = self.results_of(target)
+        found = list(results.values())
+        columns: dict[str, Any] = {
+            name: pa.array([key[i] for key in results]) if results else pa.array([], pa.string())
+            for i, name in enumerate(bound.key)
+        }
+        columns["value"] = typed_column([r.value for r in found], bound.type)
+        columns["ts"] = pa.array([r.ts for r in found], pa.timestamp("us", tz="UTC"))
+        columns["value_hash"] = pa.array([r.value_hash for r in found], pa.string())
+        columns["status"] = pa.array(["error" if r.failed else "ok" for r in found], pa.string())
+        columns["error"] = pa.array([r.error for r in found], pa.string())
+        return pa.table(columns)
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every key of every target was proven unchanged."""
+        return all(
+            check.same_group and len(check.proven) == len(self.members[check.trace.keyset.name])
+            for check in self.checks.values()
+        )
+
+    def _run(self, stage: Any) -> None:
+        match stage:
+            case ReadKeys(keyset):
+                self._read_keys(keyset)
+            case ReadSource(source, space):
+                self._read_source(source, space)
+            case CheckTraces(traces):
+                self._check(traces)
+            case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
+                pass
+            case KeyedStage():
+                self._run_keyed(stage)
+            case GatherStage(builder, space, feeds) if self._wanted():
+                if not self.regather and any(dep.keyset for dep in self.job.bindings[builder].deps):
+                    self.evaluator.gather = "current"
+                try:
+                    self.evaluator.resolve(builder, [self._group_key(space.key)])
+                finally:
+                    self.evaluator.gather = "build"
+                commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
+            case GatherStage():
+                pass
+
+    def _run_keyed(self, stage: KeyedStage) -> None:
+        keys = self._keys(stage.space, all_members=self.regather and "gather" in stage.feeds)
+        if keys:
+            self.engine.run_stage(stage, keys, self.evaluator, self.job)
+
+    def _wanted(self) -> bool:
+        return any(self.todo.values())
+
+    def _read_keys(self, keyset: type[KeySet]) -> None:
+        group = self._group_key(keyset.key)
+        table = self._scan(keyset)
+        if table is not None:
+            self.evaluator.give_source(keyset, [group], [table.column(0).to_pylist()])
+        result = self.evaluator.resolve(keyset, [group])[0]
+        if result.failed:
+            raise BuildError(f"the keys of the group {group!r} could not be read: {result.error}")
+        ids = result.value or []
+        if len(set(ids)) < len(ids):
+            twice = sorted({member for member in ids if ids.count(member) > 1})[:5]
+            raise DataError(f"{keyset.name} lists members twice: {twice!r}; a key set yields each key once")
+        self.members[keyset.name] = [(*group, member) for member in ids]
+
+    def _read_source(self, source: Any, space: Space) -> None:
+        keys = self._members_of(space)
+        table = self._scan(source)
+        if table is not None:
+            values = dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
+            self.evaluator.give_source(source, keys, [values.get(key[-1]) for key in keys])
+        elif keys:
+            stage = KeyedStage(space, (source,), (), False, frozenset({"target"}))
+            self.engine.run_stage(stage, keys, self.evaluator, self.job)
+
+    def _scan(self, source: Any) -> pa.Table | None:
+        bound = self.job.bindings[source]
+        if source.scan is None:
+            return None
+        group = dict(zip(self._group_fields(), self.group, strict=True))
+        scan = bound.builder.scan(group, bound.config, bound.view(self.job.context))  # type: ignore[attr-defined]
+        return None if scan is None else self.engine.scan(scan)
+
+    def _check(self, traces: Iterable[TargetTrace]) -> None:
+        for trace in traces:
+            members = self.members[trace.keyset.name]
+            check = _Check(trace, self._plan_hash(trace))
+            check.group = self._group_trace(trace)
+            columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
+            for row, key in enumerate(members):
+                check.keyed[key] = inputs_hash([column[row] for column in columns])
+            stored = self.job.cache.traces(trace.target.name, self._group_text()).to_pylist()
+            groups = [row for row in stored if row["kind"] == "group"]
+            check.stored = {row["key"]: row for row in stored if row["kind"] == "target"}
+            check.same_group = bool(groups) and (
+                groups[0]["group_trace"] == check.group and groups[0]["plan_hash"] == check.plan_hash
+            )
+            if trace.provable and check.same_group:
+                alive = set(self.job.cache.ids(trace.target.name).to_pylist())
+                for key in members:
+                    row = check.stored.get(key_json(key))
+                    if row is not None and self._holds(row, check, key, alive):
+                        check.proven[key] = row
+            self.checks[trace.target.name] = check
+            todo = self.todo.setdefault(trace.keyset.name, [])
+            have = set(todo)
+            todo += [key for key in members if key not in check.proven and key not in have]
+        self.regather = any(not check.same_group for check in self.checks.values())
+
+    def _holds(self, row: dict[str, Any], check: _Check, key: Key, alive: set[str]) -> bool:
+        return (
+            row["status"] == "ok"
+            and row["plan_hash"] == check.plan_hash
+            and row["keyed_trace"] == check.keyed[key]
+            and (row["valid_until"] is None or self.job.now < row["valid_until"])
+            and (row["entry_id"] is None or row["entry_id"] in alive)
+            and self._reads_hold(row["reads"])
+        )
+
+    def _reads_hold(self, reads: str | None) -> bool:
+        return reads is None or HandController(self.job.context, self.job.cache, self.evaluator).still_reads(reads)
+
+    def _plan_hash(self, trace: TargetTrace) -> str:
+        parts = []
+        for builder in self.graph.needs_of(trace.target):
+            bound = self.job.bindings[builder]
+            parts.append(f"{bound.config_hash} {bound.builder.freshness.ttl}")
+        return digest("plan", import_path(trace.keyset), *parts)
+
+    def _group_trace(self, trace: TargetTrace) -> str:
+        parts = []
+        for keyset, sources in trace.gathered:
+            members = self.members[keyset.name]
+            texts = [key_json(key) for key in members]
+            for source in sources:
+                hashes = self._hashes(source, keyset, members)
+                parts.append(group_hash(zip(texts, hashes, strict=True)))
+            parts.append(group_hash((text, "") for text in texts))
+        return digest("gathered", *parts)
+
+    def _hashes(self, source: Any, keyset: type[KeySet], members: Sequence[Key]) -> list[str]:
+        at = [keyset.member_key().index(name) for name in source.key]
+        keys = [tuple(key[i] for i in at) for key in members]
+        return [r.value_hash or "error" for r in self.evaluator.resolve(source, keys)]
+
+    def _write_traces(self) -> None:
+        """For every walked key what it read, where that differs from what is stored; then the group's row."""
+        rows: list[TraceRow] = []
+        now, run_id, group = self.job.now, self.job.run_id, self._group_text()
+        for name, check in self.checks.items():
+            if not check.trace.provable:
+                continue
+            bound = self.job.bindings[check.trace.target]
+            known = self.evaluator.results.get(name, {})
+            common = {"group": group, "plan_hash": check.plan_hash, "ts": now, "run_id": run_id}
+            for key in self.members[check.trace.keyset.name]:
+                if key in check.proven:
+                    continue
+                result, text = known[key], key_json(key)
+                row = TraceRow(
+                    name,
+                    "target",
+                    text,
+                    bound.config_hash,
+                    keyed_trace=check.keyed[key],
+                    reads=_reads_json(result),
+                    valid_until=result.until,
+                    status="error" if result.failed else "ok",
+                    entry_id=None if result.failed else result.entry_id,
+                    value_hash=result.value_hash,
+                    **common,
+                )
+                if _differs(row, check.stored.get(text)):
+                    rows.append(row)
+            if not check.same_group:
+                rows.append(
+                    TraceRow(name, "group", key_json(self.group), bound.config_hash, group_trace=check.group, **common)
+                )
+        if rows:
+            self.job.cache.append(None, rows)
+
+    def _keys(self, space: Space, *, all_members: bool) -> list[Key]:
+        match space.kind:
+            case "group":
+                return [self._group_key(space.key)]
+            case "members":
+                keyset = next(k for k in self.members if f"of {k}" == space.label)
+                return self.members[keyset] if all_members else self.todo.get(keyset, [])
+            case "reached":
+                origin, dep = space.origin, space.dep
+                assert origin is not None and dep is not None  # the planner sets both on a reached space
+                keys = self._keys(origin, all_members=all_members)
+                return self.evaluator.dep_keys(dep, origin.key, keys)
+
+    def _members_of(self, space: Space) -> list[Key]:
+        return self.members[space.label.removeprefix("of ")]
+
+    def _group_fields(self) -> tuple[str, ...]:
+        first = self.plan.targets[0].keyset
+        assert first is not None  # build_plan refuses a target without one
+        return first.key
+
+    def _group_key(self, fields: tuple[str, ...]) -> Key:
+        mine = self._group_fields()
+        return tuple(self.group[mine.index(name)] for name in fields)
+
+    def _group_text(self) -> str:
+        return key_json(self.group)
+
+
+def _reads_json(result: Result) -> str | None:
+    return json.dumps([list(read) for read in result.reads]) if result.reads else None
+
+
+def _differs(row: TraceRow, stored: dict[str, Any] | None) -> bool:
+    names = ("plan_hash", "keyed_trace", "reads", "valid_until", "status", "entry_id", "value_hash")
+    return stored is None or any(getattr(row, name) != stored[name] for name in names)

@@ -1,0 +1,202 @@
+"""Session: plans and runs features for all keys of a group. Takes what bootstrap built; owns no client.
+
+The whole path is `run`: graph, bindings, plan, engine, record.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
+from featurekit_spark.cache.base import FeatureCache, RunRecord
+from featurekit_spark.controller import Controller, Feature, run_clock
+from featurekit_spark.engines.local import LocalEngine
+from featurekit_spark.errors import UsageError
+from featurekit_spark.evaluate import Bindings
+from featurekit_spark.execute import Engine, Execution, Job, Progress
+from featurekit_spark.fingerprint import key_json
+from featurekit_spark.graph import Graph
+from featurekit_spark.plan import Plan, PlanState, build_plan
+from featurekit_spark.results import Counts
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["Limits", "RunResult", "Session"]
+
+Target: TypeAlias = "type[FeatureBuilder[Any]] | Dep"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is small. `in_process_keys`: a stage of at most so many keys runs in the driver's process; `batch_rows`:
+    keys per call of `build`; `partitions`: of a Spark stage (None: the session's default parallelism)."""
+
+    in_process_keys: int = 2_000
+    batch_rows: int = 2_048
+    partitions: int | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did. `status`: ok, or partial where a key of a target has no answer."""
+
+    run_id: str
+    status: Literal["ok", "partial"]
+    group: dict[str, Any]
+    ts: datetime
+    builders: Mapping[str, Counts]
+    keys: int
+    unchanged: bool
+    errors: Mapping[str, str]
+    execution: Execution = field(repr=False)
+
+    def table(self, target: type[FeatureBuilder[Any]] | str) -> pa.Table:
+        """A target's answers: its key fields, value (typed), ts, value_hash, status, error; one row per key."""
+        return self.execution.table(target if isinstance(target, str) else target.name)
+
+    def values(self, target: type[FeatureBuilder[Any]] | str) -> dict[tuple[Any, ...], Any]:
+        """A target's values by key, None where there is none."""
+        name = target if isinstance(target, str) else target.name
+        return {key: result.value for key, result in self.execution.results_of(name).items()}
+
+
+class Session:
+    """`Session(context, cache).run(LLMLogic.over(ProductIds), merchant="abt", market="US")`
+
+    `engine`: "spark", "local" (never a JVM), or an Engine. `spark`: a SparkSession, or a function that starts one,
+    called when the first stage needs it; without it the active session, else a new one by the usual builder.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        cache: FeatureCache,
+        *,
+        engine: Literal["spark", "local"] | Engine = "spark",
+        spark: SparkSession | Callable[[], SparkSession] | None = None,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.context = context
+        self.cache = cache
+        self.limits = limits or Limits()
+        self.progress = progress or (lambda what, done, total: None)
+        self.controller = Controller(context, cache)
+        self.engine: Engine = _engine(engine, spark, self.limits) if isinstance(engine, str) else engine
+
+    def get(
+        self,
+        feature_builder: type[FeatureBuilder[Any]],
+        key: Any,
+        configs: Mapping[Any, Any] | None = None,
+        *,
+        gather: bool = False,
+    ) -> Feature[Any]:
+        """One feature, in-process; see `Controller.get`."""
+        return self.controller.get(feature_builder, key, configs, gather=gather)
+
+    def plan(self, *targets: Target, configs: Mapping[Any, Any] | None = None, **group: Any) -> Plan:
+        """The stages that `run` with the same arguments would carry out."""
+        return self._prepare(targets, configs, group)[0]
+
+    def explain(self, *targets: Target, configs: Mapping[Any, Any] | None = None, **group: Any) -> str:
+        """The plan as text."""
+        return self.plan(*targets, configs=configs, **group).explain()
+
+    def run(
+        self,
+        *targets: Target,
+        configs: Mapping[Any, Any] | None = None,
+        run_id: str | None = None,
+        **group: Any,
+    ) -> RunResult:
+        """Compute the targets, each `Builder.over(KeySet)`, for one group given by its key fields.
+
+        Keys that are proven unchanged are not computed; failed keys are errors of their own and make the status
+        partial. Raises DefinitionError, UsageError and ContextError before anything ran.
+        """
+        plan, graph, bindings, key = self._prepare(targets, configs, group)
+        run_id = run_id or uuid.uuid4().hex
+        job = Job(
+            bindings,
+            self.context,
+            self.cache,
+            run_clock(self.context),
+            run_id,
+            self.limits.batch_rows,
+            self.progress,
+        )
+        self.engine.check(plan, job)
+        execution = Execution(plan, graph, job, self.engine, group=key)
+        execution.run()
+        counts = execution.counts()
+        names = [target.builder.name for target in plan.targets]
+        errors = execution.errors(names)
+        status: Literal["ok", "partial"] = "partial" if any(c.error for c in counts.values()) else "ok"
+        result = RunResult(
+            run_id,
+            status,
+            group,
+            job.now,
+            counts,
+            len(execution.members[execution.checks[names[0]].trace.keyset.name]),
+            execution.unchanged,
+            errors,
+            execution,
+        )
+        self.cache.record_run(RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings)))
+        return result
+
+    def _prepare(
+        self, targets: Sequence[Target], configs: Mapping[Any, Any] | None, group: Mapping[str, Any]
+    ) -> tuple[Plan, Graph, Bindings, tuple[Any, ...]]:
+        deps = [as_dep(target) for target in targets]
+        if not deps:
+            raise UsageError("nothing to run: pass at least one target, such as LLMLogic.over(ProductIds)")
+        graph = Graph([*(d.builder for d in deps), *(d.keyset for d in deps if d.keyset is not None)])
+        plan = build_plan(
+            graph, deps, PlanState("local" if self.engine.name == "local" else "spark", self.limits.in_process_keys)
+        )
+        bindings = Bindings(self.context, configs).bind_all(graph)
+        fields: tuple[str, ...] = ()
+        for dep in deps:
+            assert dep.keyset is not None  # build_plan refuses a target without one
+            bindings.group_fields |= set(dep.keyset.key)
+            if fields and set(fields) != set(dep.keyset.key):
+                raise UsageError(f"the targets' key sets have different groups: {fields!r} and {dep.keyset.key!r}")
+            fields = fields or dep.keyset.key
+        if set(group) != set(fields):
+            raise UsageError(f"this run needs the group fields {fields!r}, found {tuple(group)!r}")
+        return plan, graph, bindings, tuple(group[name] for name in fields)
+
+    def _record(self, result: RunResult, graph: Graph, bindings: Bindings) -> dict[str, Any]:
+        builders = {}
+        for builder in graph:
+            bound = bindings[builder]
+            builders[builder.name] = {
+                "type": bound.type.text,
+                "version": bound.version,
+                "config_hash": bound.config_hash,
+                "config": repr(bound.config),
+                **asdict(result.builders[builder.name]),
+            }
+        return {"keys": result.keys, "unchanged": result.unchanged, "builders": builders}
+
+
+def _engine(name: str, spark: Any, limits: Limits) -> Engine:
+    match name:
+        case "local":
+            return LocalEngine()
+        case "spark":
+            from featurekit_spark.engines.spark import SparkEngine  # needs pyspark, which the local engine does not
+
+            return SparkEngine(spark, in_process_keys=limits.in_process_keys, partitions=limits.partitions)
+        case _:
+            raise UsageError(f"engine {name!r} is unknown; choose 'spark' or 'local'")
