@@ -7,7 +7,7 @@ stages are given instead of recursed into. Knows a place to look entries up, not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -165,6 +165,15 @@ class Evaluator:
                 case list():
                     found.update(dict.fromkeys(key for key in item if key is not None))
         return list(found)
+
+    def read_by(
+        self, dep: Dep, fields: tuple[str, ...], keys: Sequence[Key]
+    ) -> Iterator[tuple[Builder, list[Key]]]:
+        """The builders and keys that readers with `keys` read through `dep`, those its key comes from included."""
+        if dep.keyset is None:
+            for _, source in dep.on_fields:
+                yield from self.read_by(source.dep if isinstance(source, Each) else source, fields, keys)
+            yield dep.builder, self.dep_keys(dep, fields, keys)
 
     def _paid(self, name: str) -> bool:
         return any(b.name == name and b.paid for b, _ in self.bindings.items())

@@ -163,6 +163,9 @@ class FeatureCache(Protocol):
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
         """The current ok entry of each key, whatever its inputs; keys without one are left out."""
 
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
+        """All ok entries of some keys, one per entry_id: what a stage away from the cache may find."""
+
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         """ok entries by entry_id, for ids that traces name."""
 

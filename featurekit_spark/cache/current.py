@@ -50,17 +50,17 @@ def to_entries(rows: pa.Table) -> list[Entry]:
     return [Entry(*values) for values in zip(*columns.values(), strict=True)]
 
 
-def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str] | None) -> dict[str, Found]:
-    """Look-up among one builder's and config's rows: by entry_id where `wanted` names it, else what is current."""
-    current = current_ids(entries, pointers)
-    ids = set(wanted.values()) if wanted is not None else {entry for entry, _ in current.values()}
+def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str]) -> dict[str, Found]:
+    """Look-up among one builder's and config's rows: the ok entry of each key -> entry_id."""
+    if not len(entries):
+        return {}
+    current, ids = current_ids(entries, pointers), set(wanted.values())
     ok = entries.filter(
         pc.and_(pc.equal(entries["status"], "ok"), pc.is_in(entries["entry_id"], pa.array(sorted(ids), pa.string())))
     )
     found: dict[str, Found] = {}
     for entry in to_entries(ok):
         now, reads = current.get(entry.key, ("", None))
-        target = wanted.get(entry.key) if wanted is not None else now
-        if entry.entry_id == target and entry.key not in found:
+        if entry.entry_id == wanted.get(entry.key) and entry.key not in found:
             found[entry.key] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
     return found

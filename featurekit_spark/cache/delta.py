@@ -68,10 +68,25 @@ class DeltaCache:
         return BoundFeature(builder, self)
 
     def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
-        return self._found(builder, config_hash, list(wanted), wanted)
+        return found_in(*self._rows(builder, config_hash, list(wanted)), wanted)
 
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
-        return self._found(builder, config_hash, keys, None)
+        entries, pointers = self._rows(builder, config_hash, keys)
+        asked = set(keys)
+        now = {key: entry for key, (entry, _) in current_ids(entries, pointers).items() if key in asked}
+        return found_in(entries, pointers, now)
+
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
+        entries, pointers = self._rows(builder, config_hash, keys)
+        if not len(entries):
+            return []
+        current = current_ids(entries, pointers)
+        asked, found = set(keys), {}
+        for entry in to_entries(entries.filter(pc.equal(entries["status"], "ok"))):
+            if entry.key in asked:
+                now, reads = current[entry.key]
+                found[entry.entry_id] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
+        return list(found.values())
 
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         ids = pa.array(sorted(set(entry_ids)), pa.string())
@@ -125,26 +140,22 @@ class DeltaCache:
         with self._lock, table_lock(self.table_path(name)):
             self._open(name, create=True)
 
-    def _found(
-        self, builder: str, config_hash: str, keys: Sequence[str], wanted: Mapping[str, str] | None
-    ) -> dict[str, Found]:
+    def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+        """(entries, pointers) of some keys under one config; many keys are read as one range."""
         if not keys:
-            return {}
-        same = pc.field("config_hash") == config_hash
-        near = [same, pc.field("key") >= min(keys), pc.field("key") <= max(keys)]
+            return ENTRY_SCHEMA.empty_table(), TRACE_SCHEMA.empty_table()
+        near = [
+            pc.field("config_hash") == config_hash,
+            pc.field("key") >= min(keys),
+            pc.field("key") <= max(keys),
+        ]
         if len(keys) <= _MANY:
             near.append(pc.field("key").isin(pa.array(keys, pa.string())))
         entries = self._read("entries", builder, near)
         if not len(entries):
-            return {}
+            return entries, TRACE_SCHEMA.empty_table()
         pointers = self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
-        pointers = pointers.filter(pc.is_valid(pointers["entry_id"]))
-        if wanted is None:
-            asked = set(keys)
-            wanted = {
-                key: entry for key, (entry, _) in current_ids(entries, pointers).items() if key in asked
-            }
-        return found_in(entries, pointers, wanted)
+        return entries, pointers.filter(pc.is_valid(pointers["entry_id"]))
 
     def _read(
         self, name: str, builder: str | None, where: list[pc.Expression], columns: list[str] | None = None

@@ -64,6 +64,16 @@ class MemoryCache:
             }
             return self.find(builder, config_hash, wanted)
 
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
+        asked = set(keys)
+        with self._lock:
+            entries = [
+                entry
+                for (name, _), entry in self._entries.items()
+                if name == builder and entry.config_hash == config_hash and entry.key in asked
+            ]
+            return [self.find(builder, config_hash, {e.key: e.entry_id})[e.key] for e in entries]
+
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         with self._lock:
             return {i: self._entries[builder, i] for i in entry_ids if (builder, i) in self._entries}

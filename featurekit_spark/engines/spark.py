@@ -1,0 +1,386 @@
+"""Stages as Arrow UDFs over partitions of keys. The only module of the core that talks to Spark; DataFrames only.
+
+A stage with few keys runs in the driver's process and needs no session. A larger one is cut into chunks: each chunk's
+keys, what it is given and the entries it may find travel as one Arrow stream, its results come back as another; one
+action, so nothing is evaluated twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark import errors
+from featurekit_spark.builder import FeatureBuilder, keys_of
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Found
+from featurekit_spark.cache.current import to_entries
+from featurekit_spark.controller import HandController
+from featurekit_spark.engines.local import LocalEngine
+from featurekit_spark.errors import ContextError, FeaturekitError
+from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.execute import Job
+from featurekit_spark.fingerprint import key_json
+from featurekit_spark.plan import KeyedStage, Plan
+from featurekit_spark.results import (
+    ROW_SCHEMA,
+    Counts,
+    Origin,
+    Result,
+    new_entries,
+    new_pointers,
+    result_of,
+    to_rows,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["SparkEngine"]
+
+Key = tuple[Any, ...]
+_CACHED_SCHEMA = pa.schema([*ENTRY_SCHEMA, ("current", pa.bool_()), ("last_reads", pa.string())])
+# Chunks per task slot: enough that a slow one does not leave the others idle, few enough that each stays large.
+_CHUNKS_PER_SLOT = 4
+
+
+class SparkEngine:
+    """Runs stages on Spark beyond `in_process_keys`; starts no session before a stage needs one."""
+
+    name = "spark"
+
+    def __init__(
+        self,
+        spark: SparkSession | Callable[[], SparkSession] | None = None,
+        *,
+        in_process_keys: int = 2_000,
+        partitions: int | None = None,
+    ) -> None:
+        self._given = spark
+        self._session: SparkSession | None = None
+        self.in_process_keys = in_process_keys
+        self.partitions = partitions
+        self._local = LocalEngine()
+
+    @property
+    def session(self) -> SparkSession:
+        """The SparkSession, started now if this is the first stage that needs one."""
+        if self._session is None:
+            self._session = _started(self._given)
+        return self._session
+
+    def check(self, plan: Plan, job: Job) -> None:
+        """A context attribute that a stage needs and that cannot travel is an error before anything ran."""
+        from pyspark import cloudpickle
+
+        for stage in plan.stages:
+            if isinstance(stage, KeyedStage):
+                for name, value in _travelling(stage, job).items():
+                    try:
+                        cloudpickle.dumps(value)
+                    except Exception as error:
+                        raise ContextError(
+                            f"context.{name} ({type(value).__name__}) cannot travel to Spark workers: {error}. Open "
+                            "connections lazily (on first use) and leave them out of __getstate__, or run with "
+                            "engine='local'."
+                        ) from error
+
+    def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+        if len(keys) <= self.in_process_keys:
+            self._local.run_stage(stage, keys, evaluator, job)
+            return
+        session = self.session
+        slots = self.partitions or _parallelism(session)
+        size = max(1, min(job.batch_rows, math.ceil(len(keys) / (slots * _CHUNKS_PER_SLOT))))
+        chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
+        cached = _candidates(stage, keys, job)
+        payloads = [_pack(stage, chunk, evaluator, cached, job) for chunk in chunks]
+        task = StageTask(
+            stage.space.key,
+            stage.builders,
+            job.bindings,
+            _travelling(stage, job),
+            _shared(stage, keys, evaluator, job),
+            job.now,
+            job.batch_rows,
+            job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
+        )
+        frame = session.createDataFrame(pa.table({"chunk": pa.array(payloads, pa.binary())}))
+        if len(chunks) > slots and self.partitions:
+            frame = frame.repartition(slots)
+        answers = frame.mapInArrow(task, "rows binary, failure string").toArrow()
+        for failure in answers["failure"].to_pylist():
+            if failure is not None:
+                raise _raised(failure)
+        rows = pa.concat_tables([_opened(part.as_py()) for part in answers["rows"]])
+        self._take(stage, rows, evaluator, job)
+        job.progress(" -> ".join(builder.name for builder in stage.builders), len(keys), len(keys))
+
+    def scan(self, scan: Any) -> pa.Table:
+        return self._local.scan(scan)
+
+    def _take(self, stage: KeyedStage, rows: pa.Table, evaluator: Evaluator, job: Job) -> None:
+        """Commit a stage's rows in one append, count them, and remember what later stages read."""
+        inline = pa.array([b.name for b, _ in job.bindings.items() if b.inline], pa.string())
+        by_hand = {b.name for b, _ in job.bindings.items() if b.is_dynamic()}
+        kept = rows.filter(pc.invert(pc.is_in(rows["builder"], inline)))
+        entries, pointers = new_entries(kept, job.run_id), new_pointers(kept, by_hand, job.now, job.run_id)
+        if len(entries) or pointers:
+            job.cache.append(entries, pointers)
+        for builder, bound in job.bindings.items():
+            own = rows.filter(pc.equal(rows["builder"], builder.name))
+            if len(own):
+                evaluator.done.setdefault(builder.name, Counts()).add(_counted(own, paid=builder.paid))
+                if builder in stage.builders:
+                    found = {
+                        tuple(json.loads(row["key"])): result_of(row, bound.type) for row in own.to_pylist()
+                    }
+                    evaluator.give(builder, found)
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """The function a stage's UDF runs: chunks in, rows of results out. Holds only what the stage needs."""
+
+    fields: tuple[str, ...]
+    builders: tuple[type[FeatureBuilder[Any]], ...]
+    bindings: Bindings
+    context: Mapping[str, Any]
+    shared: tuple[tuple[type[FeatureBuilder[Any]], pa.Table], ...]
+    now: datetime
+    batch_rows: int
+    cache: Any = None
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for chunk in batch["chunk"]:
+                rows: bytes | None = None
+                failure: str | None = None
+                try:
+                    rows = _closed(self.resolve(chunk.as_py()))
+                except FeaturekitError as error:  # told in our own words on the driver, not in a Java stack trace
+                    failure = json.dumps([type(error).__name__, str(error)])
+                yield pa.record_batch(
+                    {"rows": pa.array([rows], pa.binary()), "failure": pa.array([failure], pa.string())}
+                )
+
+    def resolve(self, chunk: bytes) -> pa.Table:
+        """Evaluate one chunk: keys, given results and cached candidates in, the stage's results out."""
+        keys_table, given, cached = _unpacked(chunk)
+        keys = [tuple(json.loads(text)) for text in keys_table["key"].to_pylist()]
+        context = SimpleNamespace(**self.context)
+        store = self.cache if self.cache is not None else _Candidates(cached)
+        evaluator = Evaluator(
+            self.bindings,
+            context,
+            store,
+            now=self.now,
+            batch_rows=self.batch_rows,
+            controller=lambda e: HandController(context, store, e),
+        )
+        for builder, table in self.shared:
+            evaluator.give(builder, _results(table, builder, self.bindings))
+        by_name = {builder.name: builder for builder, _ in self.bindings.items()}
+        for name in given["builder"].unique().to_pylist():
+            own = given.filter(pc.equal(given["builder"], name))
+            evaluator.give(by_name[name], _results(own, by_name[name], self.bindings))
+        for builder in self.builders:
+            evaluator.resolve(builder, [keys_of(self.fields, key, builder.key) for key in keys])
+        bound = {builder.name: found for builder, found in self.bindings.items()}
+        return pa.concat_tables(
+            [to_rows(name, bound[name].config_hash, pairs) for name, pairs in evaluator.take_made().items()]
+            or [ROW_SCHEMA.empty_table()]
+        )
+
+
+class _Candidates:
+    """Look-up among the entries that came along with a chunk."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._by_id: dict[tuple[str, str], Found] = {}
+        self._current: dict[tuple[str, str, str], Found] = {}
+        marks = zip(rows["current"].to_pylist(), rows["last_reads"].to_pylist(), strict=True)
+        for entry, (current, reads) in zip(to_entries(rows.select(ENTRY_SCHEMA.names)), marks, strict=True):
+            found = Found(entry, current, reads)
+            self._by_id[entry.builder, entry.entry_id] = found
+            if current:
+                self._current[entry.builder, entry.config_hash, entry.key] = found
+
+    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
+        found = ((key, self._by_id.get((builder, entry))) for key, entry in wanted.items())
+        return {key: hit for key, hit in found if hit is not None}
+
+    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
+        found = ((key, self._current.get((builder, config_hash, key))) for key in keys)
+        return {key: hit for key, hit in found if hit is not None}
+
+
+def _candidates(stage: KeyedStage, keys: Sequence[Key], job: Job) -> pa.Table:
+    """Entries that the stage's builders may find, read once on the driver."""
+    tables = []
+    for builder in _local_builders(stage, job):
+        bound = job.bindings[builder]
+        if builder.inline or builder.is_dynamic():
+            continue
+        texts = list(dict.fromkeys(key_json(keys_of(stage.space.key, key, builder.key)) for key in keys))
+        found = job.cache.candidates(builder.name, bound.config_hash, texts)
+        if found:
+            rows = [f.entry for f in found]
+            columns = {name: [getattr(entry, name) for entry in rows] for name in ENTRY_SCHEMA.names}
+            columns["current"] = [f.current for f in found]
+            columns["last_reads"] = [f.reads for f in found]
+            tables.append(pa.table(columns, schema=_CACHED_SCHEMA))
+    return pa.concat_tables(tables) if tables else _CACHED_SCHEMA.empty_table()
+
+
+def _local_builders(stage: KeyedStage, job: Job) -> list[type[FeatureBuilder[Any]]]:
+    """The stage's builders, and those without inputs of their own that it evaluates on the way."""
+    known = [*stage.builders, *stage.given]
+    found = list(stage.builders)
+    for builder in stage.builders:
+        for dep in job.bindings[builder].deps:
+            if not dep.on_fields and dep.keyset is None and dep.builder not in known:
+                found.append(dep.builder)
+    return found
+
+
+def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached: pa.Table, job: Job) -> bytes:
+    """One chunk as one Arrow stream: its keys, what it is given, and the entries it may find."""
+    given: dict[str, dict[Key, Result]] = {}
+    for builder in stage.builders:
+        keys = [keys_of(stage.space.key, key, builder.key) for key in chunk]
+        for dep in job.bindings[builder].deps:
+            for found, dep_keys in evaluator.read_by(dep, builder.key, keys):
+                if found in stage.given and not _is_shared(found, job):
+                    results = evaluator.results.get(found.name, {})
+                    given.setdefault(found.name, {}).update({k: results[k] for k in dep_keys if k in results})
+    bound = {builder.name: found for builder, found in job.bindings.items()}
+    rows = [
+        to_rows(name, bound[name].config_hash, ((key_json(key), result) for key, result in results.items()))
+        for name, results in sorted(given.items())
+    ]
+    own = cached
+    if len(cached):
+        wanted: set[str] = set()
+        for builder in _local_builders(stage, job):
+            wanted |= {key_json(keys_of(stage.space.key, key, builder.key)) for key in chunk}
+        own = cached.filter(pc.is_in(cached["key"], pa.array(sorted(wanted), pa.string())))
+    keys_table = pa.table({"key": pa.array([key_json(key) for key in chunk], pa.string())})
+    given_table = pa.concat_tables(rows) if rows else ROW_SCHEMA.empty_table()
+    return b"".join(_framed(part) for part in (keys_table, given_table, own))
+
+
+def _is_shared(builder: type[FeatureBuilder[Any]], job: Job) -> bool:
+    return set(builder.key) <= job.bindings.group_fields
+
+
+def _shared(
+    stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job
+) -> tuple[tuple[type[FeatureBuilder[Any]], pa.Table], ...]:
+    """Group-level results: passed once with the task, not once per chunk."""
+    shared = []
+    for builder in stage.given:
+        if _is_shared(builder, job):
+            results = evaluator.results.get(builder.name, {})
+            rows = to_rows(
+                builder.name, job.bindings[builder].config_hash, ((key_json(k), r) for k, r in results.items())
+            )
+            shared.append((builder, rows))
+    return tuple(shared)
+
+
+def _travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
+    """The context attributes that the stage's builders declare; all of them where one is a hand-written get."""
+    builders = _local_builders(stage, job)
+    if any(builder.is_dynamic() for builder in builders):
+        return {
+            name: getattr(job.context, name)
+            for name in dir(job.context)
+            if not name.startswith("_") and not callable(getattr(type(job.context), name, None))
+        }
+    names = {name for builder in builders for name in builder.needs}
+    return {name: getattr(job.context, name) for name in sorted(names) if hasattr(job.context, name)}
+
+
+def _results(
+    rows: pa.Table, builder: type[FeatureBuilder[Any]], bindings: Bindings
+) -> dict[Key, Result]:
+    kind = bindings[builder].type
+    return {tuple(json.loads(row["key"])): result_of(row, kind) for row in rows.to_pylist()}
+
+
+def _counted(rows: pa.Table, *, paid: bool) -> Counts:
+    tallies = {row["values"]: row["counts"] for row in rows["origin"].value_counts().to_pylist()}
+    built = rows.filter(pc.is_in(rows["origin"], pa.array([Origin.COMPUTED.value, Origin.ERROR.value])))
+    calls = len(built) if paid else 0
+    usd: float | None = 0.0
+    if calls:
+        usd = None if built["usd"].null_count else pc.sum(built["usd"]).as_py()
+    return Counts(
+        hit=tallies.get("hit", 0),
+        computed=tallies.get("computed", 0),
+        empty=tallies.get("empty", 0),
+        error=tallies.get("error", 0) + tallies.get("upstream", 0),
+        calls=calls,
+        tokens=pc.sum(built["tokens"]).as_py() or 0,
+        usd=usd,
+        seconds=pc.sum(built["seconds"]).as_py() or 0.0,
+    )
+
+
+def _closed(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _opened(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _framed(table: pa.Table) -> bytes:
+    data = _closed(table)
+    return len(data).to_bytes(8, "little") + data
+
+
+def _unpacked(chunk: bytes) -> list[pa.Table]:
+    tables, at = [], 0
+    while at < len(chunk):
+        size = int.from_bytes(chunk[at : at + 8], "little")
+        tables.append(_opened(chunk[at + 8 : at + 8 + size]))
+        at += 8 + size
+    return tables
+
+
+def _raised(failure: str) -> FeaturekitError:
+    name, message = json.loads(failure)
+    kind = getattr(errors, name, FeaturekitError)
+    error: FeaturekitError = kind(message)
+    return error
+
+
+def _started(spark: Any) -> SparkSession:
+    if spark is None:
+        from pyspark.sql import SparkSession
+
+        return SparkSession.builder.getOrCreate()
+    if callable(spark):
+        session: SparkSession = spark()
+        return session
+    return spark  # type: ignore[no-any-return]
+
+
+def _parallelism(session: SparkSession) -> int:
+    """Task slots of the session. The library's one use of a SparkContext; Connect has none and gets a guess."""
+    try:
+        return int(session.sparkContext.defaultParallelism)
+    except Exception:
+        return 8
