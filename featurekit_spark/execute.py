@@ -31,7 +31,7 @@ from featurekit_spark.plan import (
     Space,
     TargetTrace,
 )
-from featurekit_spark.results import Counts, Result, result_of
+from featurekit_spark.results import Counts, Result, from_entry, result_of
 from featurekit_spark.values import typed_column
 
 __all__ = ["Engine", "Execution", "Job", "Progress"]
@@ -155,6 +155,34 @@ class Execution:
                     bound.type,
                 )
         return results
+
+    def answers(self, target: str) -> tuple[dict[Key, str], int]:
+        """(value hash of every key's answer, how many of them are kept from before because this run failed).
+
+        A failed key that never had an answer has the hash "". Reads no values.
+        """
+        check = self.checks[target]
+        kept = self._kept(target)
+        known = self.evaluator.results.get(target, {})
+        hashes = {}
+        for key in self.members[check.trace.keyset.name]:
+            if key in check.proven:
+                hashes[key] = check.proven[key]["value_hash"]
+            elif key in kept:
+                hashes[key] = kept[key].value_hash or ""
+            else:
+                hashes[key] = known[key].value_hash or ""
+        return hashes, len(kept)
+
+    def last_good(self, target: str) -> dict[Key, Result]:
+        """`results_of`, a failed key with the current entry it had before, if any."""
+        return {**self.results_of(target), **self._kept(target)}
+
+    def _kept(self, target: str) -> dict[Key, Result]:
+        bound = self.job.bindings[self.graph[target]]
+        failed = {key_json(k): k for k, r in self.evaluator.results.get(target, {}).items() if r.failed}
+        found = self.job.cache.current(target, bound.config_hash, list(failed)) if failed else {}
+        return {failed[text]: from_entry(hit.entry, bound.type) for text, hit in found.items()}
 
     def errors(self, targets: Sequence[str]) -> dict[str, str]:
         """Failures of the targets' keys, by key as JSON: the root builder, its key and its message."""

@@ -36,11 +36,13 @@ Target: TypeAlias = "type[FeatureBuilder[Any]] | Dep"
 @dataclass(frozen=True)
 class Limits:
     """What is small. `in_process_keys`: a stage of at most so many keys runs in the driver's process; `batch_rows`:
-    keys per call of `build`; `partitions`: of a Spark stage (None: the session's default parallelism)."""
+    keys per call of `build`; `partitions`: of a Spark stage (None: the session's default parallelism);
+    `collect_mb`: a catalog or a stage's results of more stay in Spark and Delta and do not pass through the driver."""
 
     in_process_keys: int = 2_000
     batch_rows: int = 2_048
     partitions: int | None = None
+    collect_mb: int = 256
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Pipelines: what a job does from reading to publishing, given what bootstrap built."""
