@@ -1,0 +1,1 @@
+"""Applications, built on the public API alone. Each is an example to start one's own from."""

@@ -1,0 +1,277 @@
+"""The builders of product recommendations, from a merchant's catalog to ranked product ids.
+
+Owns what they declare and the rules by which suggestions become recommendations. Where catalogs, models and caches
+come from is the context's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from featurekit_spark.apps.product_recs.catalog import IdScan, TitleScan
+from featurekit_spark.apps.product_recs.suggestions import parse_suggestions, render
+from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Source, each
+from featurekit_spark.embed.text import TextEmbedding
+from featurekit_spark.errors import ContextError
+from featurekit_spark.llm.completion import LLMCompletion
+from featurekit_spark.sources.base import is_blank, resolve_dimension
+
+__all__ = [
+    "LLMLogic",
+    "LLMProductPrompt",
+    "LLMSuggestions",
+    "ProductEmbedding",
+    "ProductEmbeddingDB",
+    "ProductEmbeddingSearcher",
+    "ProductEmbeddingString",
+    "ProductIds",
+    "SimilarProducts",
+]
+
+PER_PRODUCT = ("merchant", "market", "product_id")
+PER_MARKET = ("merchant", "market")
+RANKED = pa.list_(pa.struct([("product_id", pa.string()), ("score", pa.float64())]))
+MATRIX_REF = pa.struct([("hash", pa.string()), ("rows", pa.int64()), ("dim", pa.int64()), ("path", pa.string())])
+
+Ranked = list[dict[str, Any]]
+
+
+def top_k(context: Any) -> int:
+    """How many recommendations the merchant wants."""
+    return int(context.merchant_config.get("top_k", 10))
+
+
+def product_db(context: Any) -> Any:
+    """`context.product_db`; a ContextError where there is none."""
+    if context.product_db is None:
+        raise ContextError("the context has no product_db; give it one: Context(product_db=...)")
+    return context.product_db
+
+
+class ProductIds(KeySet):
+    """(merchant, market) -> ids of all products, sorted; those without a title are among them."""
+
+    key = PER_MARKET
+    of = "product_id"
+    value = pa.list_(pa.string())
+    version = "1"
+    needs = ("product_db",)
+
+    async def build(self, inputs: pd.DataFrame, config: Any, context: Any) -> list[list[str]]:
+        products = await product_db(context).get_products(set())
+        ids = sorted(products)
+        return [ids] * len(inputs)
+
+    def scan(self, group: Mapping[str, Any], config: Any, context: Any) -> IdScan | None:  # type: ignore[override]
+        """All ids as one column, `product_id`; None where the product DB cannot read itself at once."""
+        db = product_db(context)
+        return IdScan(db.scan([], dimensions={})) if hasattr(db, "scan") else None
+
+
+class ProductEmbeddingString(Source[str]):
+    """product_id -> the title in the market's dimensions; null where it is missing or white space."""
+
+    key = PER_PRODUCT
+    value = pa.string()
+    version = "1"
+    needs = ("product_db",)
+
+    @dataclass(frozen=True)
+    class Config:
+        """`attribute`: id of the title. `dimensions`: which variant of a value counts, such as {"locale": "de_DE"}."""
+
+        attribute: str = "title"
+        dimensions: Mapping[str, str] = field(default_factory=dict)
+
+    def default_config(self, context: Any) -> Config:
+        merchant = context.merchant_config
+        return self.Config(merchant.get("title_attribute", "title"), merchant.get("dimensions", {}))
+
+    async def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[str | None]:
+        wanted = set(inputs["product_id"])
+        products = await product_db(context).get_products({config.attribute}, wanted)
+        titles: list[str | None] = []
+        for product_id in inputs["product_id"]:
+            variants = products.get(product_id, {}).get(config.attribute, {})
+            title = resolve_dimension(variants, config.dimensions)
+            titles.append(None if is_blank(title) else title)
+        return titles
+
+    def scan(self, group: Mapping[str, Any], config: Config, context: Any) -> TitleScan | None:  # type: ignore[override]
+        """All titles as two columns, `product_id` and `value`; None where the product DB cannot do that."""
+        db = product_db(context)
+        if not hasattr(db, "scan"):
+            return None
+        return TitleScan(db.scan([config.attribute], dimensions=config.dimensions), config.attribute)
+
+
+class ProductEmbedding(TextEmbedding):
+    """text -> its vector."""
+
+
+class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
+    """(merchant, market) -> reference to the matrix of all products' vectors, in order of ids.
+
+    Products without a title are left out.
+    """
+
+    key = PER_MARKET
+    deps = (ProductEmbedding.on(text=ProductEmbeddingString).over(ProductIds),)
+    value = MATRIX_REF
+    version = "1"
+    needs = ("embedder", "matrices")
+
+    def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> dict[str, Any]:
+        gathered: Gathered[Any] = inputs["ProductEmbedding"]
+        rows = sorted((k, v) for k, v in zip(gathered.keys, gathered.values, strict=True) if v is not None)
+        ids = [product_id for product_id, _ in rows]
+        vectors = np.stack([vector for _, vector in rows]) if rows else np.empty((0, context.embedder.dim), np.float32)
+        ref = context.matrices.put(ids, vectors)
+        return {"hash": ref.hash, "rows": ref.rows, "dim": ref.dim, "path": ref.path}
+
+
+class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
+    """text -> the nearest products with their scores (cosine, 6 decimals), best first, equal ones by id."""
+
+    key = ("merchant", "market", "text")
+    deps = (ProductEmbeddingDB, ProductEmbedding)
+    value = RANKED
+    version = "1"
+    needs = ("matrices",)
+
+    @dataclass(frozen=True)
+    class Config:
+        """One product more than `top_k` is searched, so that `top_k` are left without the product itself."""
+
+        top_k: int = 10
+
+    def default_config(self, context: Any) -> Config:
+        return self.Config(top_k(context))
+
+    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
+        matrix = context.matrices.open(inputs["ProductEmbeddingDB"].iloc[0])
+        queries = np.stack(list(inputs["ProductEmbedding"]))
+        scores, rows = matrix.index.search(queries, config.top_k + 1)
+        found = []
+        for row_scores, row_numbers in zip(np.round(scores.astype(np.float64), 6).tolist(), rows.tolist(), strict=True):
+            found.append(
+                [
+                    {"product_id": matrix.ids[row], "score": score}
+                    for row, score in zip(row_numbers, row_scores, strict=True)
+                    if row >= 0
+                ]
+            )
+        return found
+
+
+class LLMProductPrompt(FeatureBuilder[str]):
+    """product_id -> what the model is asked about it; null without a title."""
+
+    key = PER_PRODUCT
+    deps = (ProductEmbeddingString,)
+    value = pa.string()
+    version = "1"
+
+    @dataclass(frozen=True)
+    class Config:
+        """`template`: text with the named field `{title}`; `{{` and `}}` stand for braces."""
+
+        template: str = "get recommendations for {title}"
+
+    def default_config(self, context: Any) -> Config:
+        return self.Config(context.merchant_config.get("prompt_template", self.Config.template))
+
+    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[str]:
+        return render(config.template, {"title": list(inputs["ProductEmbeddingString"])})
+
+
+class LLMSuggestions(FeatureBuilder[list[str]]):
+    """product_id -> the descriptions in the model's answer, in its order, no two alike; empty without an answer."""
+
+    key = PER_PRODUCT
+    deps = (LLMCompletion.on(prompt=LLMProductPrompt),)
+    value = pa.list_(pa.string())
+    version = "1"
+    accepts_null = True
+
+    @dataclass(frozen=True)
+    class Config:
+        """At most `limit` suggestions are taken from an answer."""
+
+        limit: int = 10
+
+    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[list[str]]:
+        return [parse_suggestions(answer, limit=config.limit) for answer in inputs["LLMCompletion"]]
+
+
+class LLMLogic(FeatureBuilder[list[str]]):
+    """product_id -> recommended ids, best first, never itself: what is nearest to the model's suggestions.
+
+    A product's score is its best over all suggestions; equal scores go by id. Null without a title.
+    """
+
+    key = PER_PRODUCT
+    deps = (
+        ProductEmbeddingString,
+        LLMSuggestions,
+        ProductEmbeddingSearcher.on(text=each(LLMSuggestions)),
+    )
+    value = pa.list_(pa.string())
+    version = "1"
+
+    @dataclass(frozen=True)
+    class Config:
+        """How many products are recommended."""
+
+        top_k: int = 10
+
+    def default_config(self, context: Any) -> Config:
+        return self.Config(top_k(context))
+
+    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[list[str]]:
+        return [
+            [product_id for product_id, _ in merged(found, leave_out=itself)[: config.top_k]]
+            for itself, found in zip(inputs["product_id"], inputs["ProductEmbeddingSearcher"], strict=True)
+        ]
+
+
+class SimilarProducts(FeatureBuilder[Ranked]):
+    """product_id -> the products with the nearest titles and their scores, never itself; needs no model."""
+
+    key = PER_PRODUCT
+    deps = (ProductEmbeddingSearcher.on(text=ProductEmbeddingString),)
+    value = RANKED
+    version = "1"
+
+    @dataclass(frozen=True)
+    class Config:
+        """How many products are recommended."""
+
+        top_k: int = 10
+
+    def default_config(self, context: Any) -> Config:
+        return self.Config(top_k(context))
+
+    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
+        return [
+            [hit for hit in found if hit["product_id"] != itself][: config.top_k]
+            for itself, found in zip(inputs["product_id"], inputs["ProductEmbeddingSearcher"], strict=True)
+        ]
+
+
+def merged(lists: list[Ranked | None], *, leave_out: str) -> list[tuple[str, float]]:
+    """Several rankings as one: each product with its best score, best first, then by id; a null list is none."""
+    best: dict[str, float] = {}
+    for ranked in lists:
+        for hit in ranked or ():
+            product_id, score = hit["product_id"], hit["score"]
+            if score > best.get(product_id, -np.inf):
+                best[product_id] = score
+    best.pop(leave_out, None)
+    return sorted(best.items(), key=lambda item: (-item[1], item[0]))

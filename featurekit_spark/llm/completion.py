@@ -1,0 +1,65 @@
+"""The builder of completions, shared by all applications: keyed by the prompt, so that equal prompts are one call.
+
+Owns what identifies a request. How a call is made, retried and priced is the model's affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from featurekit_spark.builder import FeatureBuilder, Metered
+from featurekit_spark.errors import ContextError
+
+__all__ = ["LIST_INSTRUCTION", "LLMCompletion"]
+
+LIST_INSTRUCTION = (
+    "Answer with a numbered list only, one item per line and no other text. "
+    "Each item is a short description of one product."
+)
+
+
+class LLMCompletion(FeatureBuilder[str]):
+    """prompt -> the model's answer, by `context.llm`. The user message is the prompt, byte for byte.
+
+    Paid: an answer is kept until a refresh is asked for. Its config is the request's identity, so another model,
+    temperature or system message pays again.
+    """
+
+    key = ("prompt",)
+    value = pa.string()
+    version = "1"
+    paid = True
+    needs = ("llm",)
+
+    @dataclass(frozen=True)
+    class Config:
+        """`model`: the identity of `context.llm`. None for temperature or max_tokens leaves it to the provider."""
+
+        model: str
+        system: str | None = LIST_INSTRUCTION
+        temperature: float | None = None
+        max_tokens: int | None = None
+
+    def default_config(self, context: Any) -> Config:
+        merchant = context.merchant_config
+        return self.Config(
+            context.llm.identity, temperature=merchant.get("temperature"), max_tokens=merchant.get("max_tokens")
+        )
+
+    async def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> Metered[str]:
+        model = context.llm
+        if model.identity != config.model:
+            raise ContextError(
+                f"{self.name} is configured for {config.model!r}, but context.llm is {model.identity!r}. "
+                "Give the context the model you mean; the config follows."
+            )
+        answer = await model.complete(
+            inputs["prompt"],
+            system=config.system,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+        )
+        return Metered(answer.text, answer.tokens, answer.usd)
