@@ -34,7 +34,7 @@ def local_path(uri: str) -> Path | None:
 
 @contextmanager
 def file_lock(path: Path, *, timeout_s: float, owner: str = "") -> Iterator[None]:
-    """Hold the lock file at `path` (made with its folders, and left behind); not reentrant, threads exclude too.
+    """Hold the lock file at `path`, made with its folders and left behind. Not reentrant; excludes threads.
 
     Waits up to `timeout_s` seconds, then raises LockedError naming the holder: process, host, `owner` and
     since when. The lock is advisory: it works among those who ask for it.
