@@ -67,6 +67,10 @@ def load_settings(
     merged: dict[str, Any] = {}
     origins: dict[tuple[str, ...], str] = {}
     for origin, data in _sources(merchant, conf_file, conf_dir, environ or {}, overrides):
+        try:
+            _check_keys(data, (), origin)
+        except RecursionError:
+            raise ConfigError(f"{origin}: is nested too deeply, or an alias contains itself.") from None
         merged = _overlay(merged, data)
         for path, _ in leaf_paths(data):
             for old in [
@@ -147,8 +151,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _parse(text: str, origin: str) -> object:
     """The value of a YAML 1.2 text: NO is a string, a key given twice is an error."""
     try:
-        value = YAML(typ="safe", pure=True).load(StringIO(text))
-        _check_keys(value, (), origin)
+        value: object = YAML(typ="safe", pure=True).load(StringIO(text))
     except DuplicateKeyError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}: " if mark is not None else ""
@@ -157,8 +160,6 @@ def _parse(text: str, origin: str) -> object:
         ) from None
     except YAMLError as error:
         raise ConfigError(f"{origin}: is not valid YAML: {mask_password(str(error))}") from None
-    except RecursionError:
-        raise ConfigError(f"{origin}: is nested too deeply, or an alias contains itself.") from None
     return value
 
 

@@ -164,7 +164,7 @@ class DeltaSink:
             raise ServiceError(f"{self.path!r} cannot be read: {error}") from error
 
     def _create(self) -> None:
-        """An empty, typed table where there is none; defaults only, so protocol (1, 2), which Spark knows too."""
+        """An empty, typed table where there is none; by default at protocol (1, 2), which Spark knows too."""
         if self._open() is None:
             DeltaTable.create(self.path, recommendations_schema(), mode="ignore", partition_by=_PARTITIONS)
 

@@ -41,7 +41,7 @@ _RETRIES = 2
 
 
 def redis_key(template: str, **fields: str) -> str:
-    """`template` with its named fields percent-encoded, so that no spelling makes two products share a key."""
+    """`template` with its named fields percent-encoded, so that two products never share a key."""
     return template.format_map({name: quote(value, safe="") for name, value in fields.items()})
 
 

@@ -1,0 +1,30 @@
+"""What may be published."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from featurekit_spark.errors import UsageError
+from featurekit_spark.sinks import DeltaSink, Publication, RedisSink, Sink
+
+ROWS = pa.table({"product_id": ["1"], "logic_builder": ["L"], "recs": [["2"]], "scores": [[1.0]]})
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_what_a_publication_needs() -> None:
+    Publication("abt", "US", "r", NOW, ("L",), ROWS)
+    with pytest.raises(UsageError, match="lack recs; found product_id, logic_builder, scores"):
+        Publication("abt", "US", "r", NOW, ("L",), ROWS.drop(["recs"]))
+    with pytest.raises(UsageError, match="no time zone"):
+        Publication("abt", "US", "r", NOW.replace(tzinfo=None), ("L",), ROWS)
+    with pytest.raises(UsageError, match="no logic builder"):
+        Publication("abt", "US", "r", NOW, (), ROWS)
+
+
+def test_the_sinks_fit_the_protocol() -> None:
+    sinks: list[Sink] = [DeltaSink("x"), RedisSink("redis://:secret@h/0")]
+    assert all(isinstance(sink, Sink) for sink in sinks)
+    assert "secret" not in repr(sinks)
