@@ -33,7 +33,9 @@ class FixedClock:
 
     def __post_init__(self) -> None:
         if self.instant.tzinfo is None:
-            raise ContextError(f"FixedClock({self.instant!r}) has no time zone; pass an aware datetime, such as UTC")
+            raise ContextError(
+                f"FixedClock({self.instant!r}) has no time zone; pass an aware datetime, such as UTC"
+            )
 
     def __call__(self) -> datetime:
         return self.instant
@@ -43,9 +45,10 @@ class FixedClock:
 class Context:
     """The dependencies of a run or a request, all optional.
 
-    `merchant_config` is read with defaults: `prompt_template`, `top_k`, `title_attribute`, `dimensions` (of the
-    market), `logic_builders`, `temperature`, `max_tokens`, and what builders of your own look for. A builder sees only the
-    attributes it names in `needs`. For attributes of your own, subclass with a frozen dataclass.
+    `merchant_config` is read with defaults: `prompt_template`, `top_k`, `title_attribute`, `dimensions` (of
+    the market), `logic_builders`, `temperature`, `max_tokens`, and what builders of your own look for. A
+    builder sees only the attributes it names in `needs`. For attributes of your own, subclass with a frozen
+    dataclass.
     """
 
     product_db: Any = None

@@ -1,7 +1,8 @@
-"""The default embedder: hashed character n-grams, projected to a few hundred dimensions. No model, no download.
+"""The default embedder: hashed character n-grams, projected to a few hundred dimensions. No model, no
+download.
 
-Owns the exact algorithm, because vectors in a cache outlive the process: every step is defined by integers and a
-seed, not by the library version or the platform.
+Owns the exact algorithm, because vectors in a cache outlive the process: every step is defined by integers
+and a seed, not by the library version or the platform.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ _NONZEROS = 8
 
 
 class HashingEmbedder:
-    """Character 3-4-grams within words, hashed to 2**18 features, damped by 1 + log(count), then projected to `dim`
-    by a seeded sparse matrix of +1 and -1 (Achlioptas 2003; Kane and Nelson 2014) and scaled to unit length.
+    """Character 3-4-grams within words, hashed to 2**18 features, damped by 1 + log(count), then projected to
+    `dim` by a seeded sparse matrix of +1 and -1 (Achlioptas 2003; Kane and Nelson 2014) and scaled to unit
+    length.
 
-    Texts that share spelling are near each other: typos, word order and plurals matter little, synonyms are far
-    apart. A text of white space only has no n-grams and is a UsageError.
+    Texts that share spelling are near each other: typos, word order and plurals matter little, synonyms are
+    far apart. A text of white space only has no n-grams and is a UsageError.
     """
 
     def __init__(self, dim: int = 384, *, seed: int = 0) -> None:

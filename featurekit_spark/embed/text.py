@@ -1,4 +1,5 @@
-"""The builder of text embeddings, shared by all applications: keyed by the text, so equal texts share one entry."""
+"""The builder of text embeddings, shared by all applications: keyed by the text, so equal texts share one
+entry."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ class TextEmbedding(FeatureBuilder[Vectors]):
         embedder = context.embedder
         if (embedder.identity, embedder.dim) != (config.embedder, config.dim):
             raise ContextError(
-                f"{self.name} is configured for {config.embedder!r} (dim {config.dim}), but context.embedder is "
-                f"{embedder.identity!r} (dim {embedder.dim}). Give the context the embedder you mean; the config follows."
+                f"{self.name} is configured for {config.embedder!r} (dim {config.dim}), but context.embedder "
+                f"is {embedder.identity!r} (dim {embedder.dim}). Give the context the embedder you mean; the "
+                "config follows."
             )
         texts = list(inputs["text"])
         rows = [row for row, text in enumerate(texts) if not is_blank(text)]

@@ -46,6 +46,7 @@ class ChatModel(Protocol):
     ) -> Completion:
         """Ask the model; `prompt` is the user message as it is.
 
-        Raises ServiceError (worth a retry later), BuildError (this prompt never succeeds), BudgetError (quota).
+        Raises ServiceError (worth a retry later), BuildError (this prompt never succeeds), BudgetError
+        (quota).
         """
         ...

@@ -1,4 +1,5 @@
-"""The builder of completions, shared by all applications: keyed by the prompt, so that equal prompts are one call.
+"""The builder of completions, shared by all applications: keyed by the prompt, so that equal prompts are one
+call.
 
 Owns what identifies a request. How a call is made, retried and priced is the model's affair.
 """
@@ -24,8 +25,8 @@ LIST_INSTRUCTION = (
 class LLMCompletion(FeatureBuilder[str]):
     """prompt -> the model's answer, by `context.llm`. The user message is the prompt, byte for byte.
 
-    Paid: an answer is kept until a refresh is asked for. Its config is the request's identity, so another model,
-    temperature or system message pays again.
+    Paid: an answer is kept until a refresh is asked for. Its config is the request's identity, so another
+    model, temperature or system message pays again.
     """
 
     key = ("prompt",)
@@ -36,7 +37,8 @@ class LLMCompletion(FeatureBuilder[str]):
 
     @dataclass(frozen=True)
     class Config:
-        """`model`: the identity of `context.llm`. None for temperature or max_tokens leaves it to the provider."""
+        """`model`: the identity of `context.llm`. None for temperature or max_tokens leaves it to the
+        provider."""
 
         model: str
         system: str | None = LIST_INSTRUCTION
@@ -46,7 +48,9 @@ class LLMCompletion(FeatureBuilder[str]):
     def default_config(self, context: Any) -> Config:
         merchant = context.merchant_config
         return self.Config(
-            context.llm.identity, temperature=merchant.get("temperature"), max_tokens=merchant.get("max_tokens")
+            context.llm.identity,
+            temperature=merchant.get("temperature"),
+            max_tokens=merchant.get("max_tokens"),
         )
 
     async def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> Metered[str]:

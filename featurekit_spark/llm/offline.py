@@ -1,4 +1,5 @@
-"""The default chat model: a deterministic stand-in that calls nothing, costs nothing, and says so in every answer."""
+"""The default chat model: a deterministic stand-in that calls nothing, costs nothing, and says so in every
+answer."""
 
 from __future__ import annotations
 
@@ -12,12 +13,14 @@ __all__ = ["OFFLINE_NOTICE", "OfflineLLM"]
 
 OFFLINE_NOTICE = "(offline stand-in: no model was called)"
 
-_LEAD = re.compile(r"^\s*(?:get|find|give|list|suggest|show)?\s*(?:me\s+)?recommendations?\s+for\s*:?\s*", re.IGNORECASE)
+_LEAD = re.compile(
+    r"^\s*(?:get|find|give|list|suggest|show)?\s*(?:me\s+)?recommendations?\s+for\s*:?\s*", re.IGNORECASE
+)
 
 
 class OfflineLLM:
-    """Answers with a numbered list of `suggestions` descriptions made from the prompt's own words: some left out,
-    some in another order. Searching for them finds products with similar titles."""
+    """Answers with a numbered list of `suggestions` descriptions made from the prompt's own words: some left
+    out, some in another order. Searching for them finds products with similar titles."""
 
     def __init__(self, suggestions: int = 3) -> None:
         if suggestions < 1:

@@ -1,7 +1,7 @@
 """A chat model behind any OpenAI-compatible server, through the `openai` package's async client.
 
-Owns the one retry layer (the SDK's own is off), the bound on calls in flight, and the translation of the SDK's errors.
-The API key is read from the environment when a call is made; it is never kept in this object.
+Owns the one retry layer (the SDK's own is off), the bound on calls in flight, and the translation of the
+SDK's errors. The API key is read from the environment when a call is made; it is never kept in this object.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featurekit_spark.errors import BudgetError, BuildError, ContextError, FeaturekitError, ServiceError, UsageError
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    ContextError,
+    FeaturekitError,
+    ServiceError,
+    UsageError,
+)
 from featurekit_spark.llm.base import Completion
 
 if TYPE_CHECKING:
@@ -29,9 +36,9 @@ _RETRIED_STATUS = frozenset({408, 409, 429})  # and all from 500
 class OpenAIChat:
     """`model` at `base_url` (vLLM, Ollama, Azure and Databricks serving speak the same protocol).
 
-    At most `concurrency` calls are in flight per process, each attempt ends after `timeout_s` seconds, and a call is
-    tried up to `attempts` times where that can help (rate limits, server errors, lost connections). Needs the extra
-    `featurekit-spark[llm]`.
+    At most `concurrency` calls are in flight per process, each attempt ends after `timeout_s` seconds, and a
+    call is tried up to `attempts` times where that can help (rate limits, server errors, lost connections).
+    Needs the extra `featurekit-spark[llm]`.
     """
 
     def __init__(
@@ -46,7 +53,8 @@ class OpenAIChat:
     ) -> None:
         if concurrency < 1 or attempts < 1 or timeout_s <= 0:
             raise UsageError(
-                f"concurrency, attempts and timeout_s must be positive, found {concurrency!r}, {attempts!r}, {timeout_s!r}"
+                "concurrency, attempts and timeout_s must be positive, found "
+                f"{concurrency!r}, {attempts!r}, {timeout_s!r}"
             )
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -74,8 +82,8 @@ class OpenAIChat:
         temperature: float | None = None,
         max_tokens: int | None = None,
     ) -> Completion:
-        """One answer. ServiceError after the last attempt, BuildError where no attempt can help, BudgetError where the
-        account has no quota left, ContextError without an API key."""
+        """One answer. ServiceError after the last attempt, BuildError where no attempt can help, BudgetError
+        where the account has no quota left, ContextError without an API key."""
         request: dict[str, Any] = {"model": self.model, "messages": _messages(system, prompt)}
         if temperature is not None:
             request["temperature"] = temperature
@@ -101,13 +109,16 @@ class OpenAIChat:
             key = os.environ.get(self.api_key_env)
             if not key:
                 raise ContextError(
-                    f"the environment variable {self.api_key_env} is not set, but {self.model} at {self.base_url} takes its "
-                    "API key from it. Set it (to any text where the server needs no key)."
+                    f"the environment variable {self.api_key_env} is not set, but {self.model} at "
+                    f"{self.base_url} takes its API key from it. Set it (to any text where the server needs no "
+                    "key)."
                 )
             try:
                 from openai import AsyncOpenAI
             except ImportError as error:
-                raise ContextError("OpenAIChat needs the openai package: pip install 'featurekit-spark[llm]'") from error
+                raise ContextError(
+                    "OpenAIChat needs the openai package: pip install 'featurekit-spark[llm]'"
+                ) from error
             client = AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout_s, max_retries=0)
             self._lines[loop] = _Line(client, asyncio.Semaphore(self.concurrency))
         return self._lines[loop]

@@ -1,16 +1,17 @@
 """Exact top-k by inner product or cosine: float32 matrix products to find candidates, float64 to rank them.
 
-Owns the promise that a query's answer does not depend on the queries beside it, nor on how rows are blocked. Knows
-arrays only.
+Owns the promise that a query's answer does not depend on the queries beside it, nor on how rows are blocked.
+Knows arrays only.
 
-The last bits of a float32 product depend on block shapes, so it only proposes: every row within the proven rounding
-error of a query's k-th best score stays a candidate. Candidates are scored in float64, one row at a time, rounded to 6
-decimals, and ordered by score, then by id.
+The last bits of a float32 product depend on block shapes, so it only proposes: every row within the proven
+rounding error of a query's k-th best score stays a candidate. Candidates are scored in float64, one row at a
+time, rounded to 6 decimals, and ordered by score, then by id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -43,11 +44,13 @@ def top_k(
     ids: Sequence[Any] | None = None,
     exclude: Rows | Sequence[Any] | None = None,
 ) -> tuple[Floats, Rows]:
-    """The k best rows of `matrix` [n, d] for each of `queries` [q, d]: scores float32 [q, k], row numbers int64 [q, k].
+    """The k best rows of `matrix` [n, d] for each of `queries` [q, d]: scores float32 [q, k], row numbers
+    int64 [q, k].
 
-    Best first; equal scores (to 6 decimals) in order of `ids`, else of row numbers; padded with -inf and -1 where
-    fewer than k rows are left. `exclude`: a row number to leave out for each query (-1: none), or an array of them for
-    each. Raises DataError, naming the ids, for vectors that are zero or not finite; UsageError for wrong shapes.
+    Best first; equal scores (to 6 decimals) in order of `ids`, else of row numbers; padded with -inf and -1
+    where fewer than k rows are left. `exclude`: a row number to leave out for each query (-1: none), or an
+    array of them for each. Raises DataError, naming the ids, for vectors that are zero or not finite;
+    UsageError for wrong shapes.
     """
     return FlatIndex(matrix, metric=metric, ids=ids).search(queries, k, exclude=exclude)
 
@@ -77,7 +80,9 @@ class FlatIndex:
         asked = _matrix(queries, "queries")
         size, dim = self.vectors.shape
         if asked.shape[1] != dim and size:
-            raise UsageError(f"queries have {asked.shape[1]} dimensions, the matrix has {dim}; use one embedder for both")
+            raise UsageError(
+                f"queries have {asked.shape[1]} dimensions, the matrix has {dim}; use one embedder for both"
+            )
         norms = _norms(asked, "query", None)
         left_out = _exclusions(exclude, len(asked), size)
         scores = np.full((len(asked), k), -np.inf, dtype=np.float32)
@@ -87,19 +92,30 @@ class FlatIndex:
                 part = slice(start, start + _QUERIES)
                 out = tuple(x[(left_out[0] >= start) & (left_out[0] < start + _QUERIES)] for x in left_out)
                 self._search_block(
-                    asked[part], norms[part], min(k, size), (out[0] - start, out[1]), scores[part], found[part]
+                    asked[part],
+                    norms[part],
+                    min(k, size),
+                    (out[0] - start, out[1]),
+                    scores[part],
+                    found[part],
                 )
         return scores, found
 
     def _search_block(
-        self, queries: Floats, norms: Doubles, k: int, left_out: tuple[Rows, Rows], scores: Floats, found: Rows
+        self,
+        queries: Floats,
+        norms: Doubles,
+        k: int,
+        left_out: tuple[Rows, Rows],
+        scores: Floats,
+        found: Rows,
     ) -> None:
         """Fill `scores` and `found` for one block of queries."""
         size, dim = self.vectors.shape
         lengths = norms if self.metric == "ip" else np.ones_like(norms)
         wanted = queries if self.metric == "ip" else _scaled(queries, norms)
-        # |error| of a float32 inner product is at most d * u * |q||m| (Higham 2002, 3.1), with a few u for scaling.
-        # Twice, for the k-th best and for the rival, and the rounding to 6 decimals.
+        # |error| of a float32 inner product is at most d * u * |q||m| (Higham 2002, 3.1), with a few u for
+        # scaling. Twice, for the k-th best and for the rival, and the rounding to 6 decimals.
         slack = (2 * (dim + 8) * _UNIT * self._largest * lengths + 10.0**-DECIMALS).astype(np.float32)
         best = np.full((len(queries), k), -np.inf, dtype=np.float32)
         bar = np.full(len(queries), -np.inf, dtype=np.float32)
@@ -166,7 +182,8 @@ class _Pool:
         self._held += len(rows)
 
     def shrink(self, bar: Floats, *, settle: bool = False) -> None:
-        """Drop what fell below the bar once there is much, or to finish; settle what remains by exact scores."""
+        """Drop what fell below the bar once there is much, or to finish; settle what remains by exact
+        scores."""
         if not settle and self._held <= _POOL:
             return
         kept = [part[2] > bar[part[0]] for part in self._parts]
@@ -216,7 +233,7 @@ def _scaled(vectors: Floats, norms: Doubles) -> Floats:
 
 def _ranks(ids: Sequence[Any] | None) -> Rows | None:
     """Each row's place in the order of ids; None where that is the order of rows."""
-    if ids is None or all(a <= b for a, b in zip(ids, ids[1:], strict=False)):
+    if ids is None or all(a <= b for a, b in pairwise(ids)):
         return None
     ranks = np.empty(len(ids), dtype=np.int64)
     ranks[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))

@@ -1,7 +1,7 @@
 """Where embedding matrices live: block rows of a Delta table, and a memory-mapped copy of each on every host.
 
-Owns the table's format and the local copies. A matrix is named by the hash of its ids and vectors, so that equal
-content is stored once and a copy never goes stale.
+Owns the table's format and the local copies. A matrix is named by the hash of its ids and vectors, so that
+equal content is stored once and a copy never goes stale.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class MatrixRef:
 
 @dataclass(frozen=True)
 class Matrix:
-    """ids and vectors (float32 [rows, dim]), aligned. `index` is checked once and can be searched many times."""
+    """ids and vectors (float32 [rows, dim]), aligned. `index` is checked once and can be searched many
+    times."""
 
     ids: tuple[str, ...]
     vectors: Floats
@@ -64,8 +65,8 @@ class Matrix:
 class MatrixStore:
     """Matrices in the Delta table at `path` (any storage that deltalake can write).
 
-    `put` is one blind append, left out where the content is there already; `open` reads from the table once per
-    host, then from a memory-mapped file that all processes of the host share.
+    `put` is one blind append, left out where the content is there already; `open` reads from the table once
+    per host, then from a memory-mapped file that all processes of the host share.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -73,7 +74,8 @@ class MatrixStore:
 
     @classmethod
     def temporary(cls) -> MatrixStore:
-        """A store in a folder of its own, made at the first `put` and removed when the process that made it ends."""
+        """A store in a folder of its own, made at the first `put` and removed when the process that made it
+        ends."""
         store = cls(Path(tempfile.gettempdir()) / f"featurekit-matrices-{uuid.uuid4().hex}")
         store._temporary = True
         return store
@@ -84,7 +86,8 @@ class MatrixStore:
         return f"MatrixStore({self.path!r})"
 
     def put(self, ids: Sequence[str], vectors: Any) -> MatrixRef:
-        """Store a matrix: distinct ids, float32 [len(ids), dim]. Raises DataError for what could not be searched."""
+        """Store a matrix: distinct ids, float32 [len(ids), dim]. Raises DataError for what could not be
+        searched."""
         array = np.ascontiguousarray(vectors, dtype="<f4")
         if array.ndim != 2 or len(array) != len(ids):
             raise DataError(f"{len(ids)} ids do not fit vectors of shape {array.shape}; give one row per id")
@@ -99,7 +102,8 @@ class MatrixStore:
         return ref
 
     def open(self, ref: MatrixRef | dict[str, Any]) -> Matrix:
-        """The matrix that `put` named; a dict with MatrixRef's fields will do. CacheError where it is gone."""
+        """The matrix that `put` named; a dict with MatrixRef's fields will do. CacheError where it is
+        gone."""
         if not isinstance(ref, MatrixRef):
             ref = MatrixRef(**ref)
         with _lock:
@@ -186,8 +190,8 @@ class MatrixStore:
 
     def _gone(self, ref: MatrixRef) -> str:
         return (
-            f"matrix {ref.hash} ({ref.rows} x {ref.dim}) is not in {self.path}. Was the folder moved or cleared? "
-            "Compute the embedding DB again, or point the context's matrices to where it was written."
+            f"matrix {ref.hash} ({ref.rows} x {ref.dim}) is not in {self.path}. Was the folder moved or "
+            "cleared? Compute the embedding DB again, or point the context's matrices to where it was written."
         )
 
 
@@ -230,7 +234,9 @@ def _host_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"featurekit-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
-        raise CacheError(f"{folder} belongs to somebody else or others may write to it; remove it or set TMPDIR")
+        raise CacheError(
+            f"{folder} belongs to somebody else or others may write to it; remove it or set TMPDIR"
+        )
     return folder
 
 

@@ -1,7 +1,7 @@
 """The builders of product recommendations, from a merchant's catalog to ranked product ids.
 
-Owns what they declare and the rules by which suggestions become recommendations. Where catalogs, models and caches
-come from is the context's affair.
+Owns what they declare and the rules by which suggestions become recommendations. Where catalogs, models and
+caches come from is the context's affair.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ __all__ = [
 PER_PRODUCT = ("merchant", "market", "product_id")
 PER_MARKET = ("merchant", "market")
 RANKED = pa.list_(pa.struct([("product_id", pa.string()), ("score", pa.float64())]))
-MATRIX_REF = pa.struct([("hash", pa.string()), ("rows", pa.int64()), ("dim", pa.int64()), ("path", pa.string())])
+MATRIX_REF = pa.struct(
+    [("hash", pa.string()), ("rows", pa.int64()), ("dim", pa.int64()), ("path", pa.string())]
+)
 
 Ranked = list[dict[str, Any]]
 
@@ -84,7 +86,8 @@ class ProductEmbeddingString(Source[str]):
 
     @dataclass(frozen=True)
     class Config:
-        """`attribute`: id of the title. `dimensions`: which variant of a value counts, such as {"locale": "de_DE"}."""
+        """`attribute`: id of the title. `dimensions`: which variant of a value counts, such as {"locale":
+        "de_DE"}."""
 
         attribute: str = "title"
         dimensions: Mapping[str, str] = field(default_factory=dict)
@@ -131,7 +134,11 @@ class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
         gathered: Gathered[Any] = inputs["ProductEmbedding"]
         rows = sorted((k, v) for k, v in zip(gathered.keys, gathered.values, strict=True) if v is not None)
         ids = [product_id for product_id, _ in rows]
-        vectors = np.stack([vector for _, vector in rows]) if rows else np.empty((0, context.embedder.dim), np.float32)
+        vectors = (
+            np.stack([vector for _, vector in rows])
+            if rows
+            else np.empty((0, context.embedder.dim), np.float32)
+        )
         ref = context.matrices.put(ids, vectors)
         return {"hash": ref.hash, "rows": ref.rows, "dim": ref.dim, "path": ref.path}
 
@@ -159,7 +166,9 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
         queries = np.stack(list(inputs["ProductEmbedding"]))
         scores, rows = matrix.index.search(queries, config.top_k + 1)
         found = []
-        for row_scores, row_numbers in zip(np.round(scores.astype(np.float64), 6).tolist(), rows.tolist(), strict=True):
+        for row_scores, row_numbers in zip(
+            np.round(scores.astype(np.float64), 6).tolist(), rows.tolist(), strict=True
+        ):
             found.append(
                 [
                     {"product_id": matrix.ids[row], "score": score}
@@ -192,7 +201,8 @@ class LLMProductPrompt(FeatureBuilder[str]):
 
 
 class LLMSuggestions(FeatureBuilder[list[str]]):
-    """product_id -> the descriptions in the model's answer, in its order, no two alike; empty without an answer."""
+    """product_id -> the descriptions in the model's answer, in its order, no two alike; empty without an
+    answer."""
 
     key = PER_PRODUCT
     deps = (LLMCompletion.on(prompt=LLMProductPrompt),)
@@ -266,7 +276,8 @@ class SimilarProducts(FeatureBuilder[Ranked]):
 
 
 def merged(lists: list[Ranked | None], *, leave_out: str) -> list[tuple[str, float]]:
-    """Several rankings as one: each product with its best score, best first, then by id; a null list is none."""
+    """Several rankings as one: each product with its best score, best first, then by id; a null list is
+    none."""
     best: dict[str, float] = {}
     for ranked in lists:
         for hit in ranked or ():

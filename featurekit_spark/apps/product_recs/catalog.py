@@ -1,4 +1,5 @@
-"""How a whole catalog reaches the builders: a product DB's scan, in the columns that sources and key sets give.
+"""How a whole catalog reaches the builders: a product DB's scan, in the columns that sources and key sets
+give.
 
 Knows ProductScan's shape; no files, no tables.
 """

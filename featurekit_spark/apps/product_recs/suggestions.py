@@ -12,7 +12,7 @@ from featurekit_spark.errors import ConfigError, known_names
 
 __all__ = ["parse_suggestions", "render"]
 
-_ITEM = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*+•‣–—])\s+(?P<item>.*\S)\s*$")
+_ITEM = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*+\u2022\u2023\u2013\u2014])\s+(?P<item>.*\S)\s*$")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _TEXT_FIELDS = ("title", "name", "description", "product", "text")
 _MARKS = re.compile(r"^(\*\*|__|[*_`\"'“])(?P<inner>.+?)(\*\*|__|[*_`\"'”])$")
@@ -27,7 +27,9 @@ def render(template: str, columns: Mapping[str, Sequence[str]]) -> list[str]:
     try:
         parsed = list(Formatter().parse(template))
     except ValueError as error:
-        raise ConfigError(f"prompt_template {template!r} is no template: {error}; write a brace as {{{{ or }}}}") from None
+        raise ConfigError(
+            f"prompt_template {template!r} is no template: {error}; write a brace as {{{{ or }}}}"
+        ) from None
     for literal, name, spec, conversion in parsed:
         if literal:
             parts.append(literal)
@@ -43,7 +45,8 @@ def render(template: str, columns: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def parse_suggestions(answer: str | None, *, limit: int) -> list[str]:
-    """The items of a list in an answer: a JSON list, else numbered or bulleted lines; without any, every line.
+    """The items of a list in an answer: a JSON list, else numbered or bulleted lines; without any, every
+    line.
 
     Text around the list is dropped, and so are marks of emphasis and repeated items (case and spacing aside).
     """
