@@ -46,21 +46,26 @@ def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str, s
 def to_entries(rows: pa.Table) -> list[Entry]:
     """ENTRY_SCHEMA rows as objects."""
     columns: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in Entry.__slots__}
-    columns["ts"] = [ts.replace(tzinfo=UTC) for ts in columns["ts"]]  # pyarrow's own zone object prints otherwise
+    columns["ts"] = [
+        ts.replace(tzinfo=UTC) for ts in columns["ts"]
+    ]  # pyarrow's own zone object prints otherwise
     return [Entry(*values) for values in zip(*columns.values(), strict=True)]
 
 
 def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str]) -> dict[str, Found]:
-    """Look-up among one builder's and config's rows: the ok entry of each key -> entry_id."""
+    """Look-up among one builder's and config's rows: the ok entry of each key -> entry_id, its newest row."""
     if not len(entries):
         return {}
     current, ids = current_ids(entries, pointers), set(wanted.values())
     ok = entries.filter(
-        pc.and_(pc.equal(entries["status"], "ok"), pc.is_in(entries["entry_id"], pa.array(sorted(ids), pa.string())))
+        pc.and_(
+            pc.equal(entries["status"], "ok"),
+            pc.is_in(entries["entry_id"], pa.array(sorted(ids), pa.string())),
+        )
     )
     found: dict[str, Found] = {}
-    for entry in to_entries(ok):
+    for entry in to_entries(newest_rows(ok, "entry_id")):
         now, reads = current.get(entry.key, ("", None))
-        if entry.entry_id == wanted.get(entry.key) and entry.key not in found:
+        if entry.entry_id == wanted.get(entry.key):
             found[entry.key] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
     return found

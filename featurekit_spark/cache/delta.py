@@ -82,16 +82,20 @@ class DeltaCache:
             return []
         current = current_ids(entries, pointers)
         asked, found = set(keys), {}
-        for entry in to_entries(entries.filter(pc.equal(entries["status"], "ok"))):
+        ok = newest_rows(entries.filter(pc.equal(entries["status"], "ok")), "entry_id")
+        for entry in to_entries(ok):
             if entry.key in asked:
                 now, reads = current[entry.key]
-                found[entry.entry_id] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
+                found[entry.entry_id] = Found(
+                    entry, entry.entry_id == now, reads if entry.entry_id == now else None
+                )
         return list(found.values())
 
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         ids = pa.array(sorted(set(entry_ids)), pa.string())
         where = [pc.field("entry_id").isin(ids), pc.field("status") == "ok"]
-        return {entry.entry_id: entry for entry in to_entries(self._read("entries", builder, where))}
+        rows = newest_rows(self._read("entries", builder, where), "entry_id")
+        return {entry.entry_id: entry for entry in to_entries(rows)}
 
     def ids(self, builder: str) -> pa.Array:
         rows = self._read("entries", builder, [pc.field("status") == "ok"], ["entry_id"])
@@ -154,7 +158,9 @@ class DeltaCache:
         entries = self._read("entries", builder, near)
         if not len(entries):
             return entries, TRACE_SCHEMA.empty_table()
-        pointers = self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
+        pointers = self._read(
+            "traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"]
+        )
         return entries, pointers.filter(pc.is_valid(pointers["entry_id"]))
 
     def _read(
@@ -168,7 +174,7 @@ class DeltaCache:
             if table is None:
                 return schema.empty_table()
             dataset = table.to_pyarrow_dataset(
-                partitions=[("builder", "=", builder)] if builder is not None else None,
+                file_pruning_predicate=[("builder", "=", builder)] if builder is not None else None,
                 filesystem=_filesystem(table.table_uri),
             )
         try:
@@ -236,7 +242,9 @@ class DeltaCache:
                     writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
                 )
         except (DeltaError, OSError) as error:
-            raise CacheError(f"{len(rows)} rows could not be appended to {self.table_path(name)}: {error}") from error
+            raise CacheError(
+                f"{len(rows)} rows could not be appended to {self.table_path(name)}: {error}"
+            ) from error
 
     def _stamp(self) -> int:
         self._clock = max(self._clock + 1, time.time_ns())

@@ -50,7 +50,7 @@ class MemoryCache:
         with self._lock:
             for key, entry_id in wanted.items():
                 entry = self._entries.get((builder, entry_id))
-                if entry is not None and entry.config_hash == config_hash:
+                if entry is not None and (entry.config_hash, entry.key) == (config_hash, key):
                     now, reads, _ = self._current[builder, config_hash, key]
                     found[key] = Found(entry, now == entry_id, reads if now == entry_id else None)
         return found
@@ -90,7 +90,7 @@ class MemoryCache:
             for entry in to_entries(_stamped(entries, stamp)) if entries is not None else ():
                 self._rows.setdefault(entry.builder, []).append(entry)
                 if entry.status == "ok":
-                    self._entries.setdefault((entry.builder, entry.entry_id), entry)
+                    self._entries[entry.builder, entry.entry_id] = entry
                     self._current[entry.builder, entry.config_hash, entry.key] = (entry.entry_id, None, stamp)
             for row in traces:
                 row = replace(row, recorded=stamp)
