@@ -55,7 +55,8 @@ class HashingEmbedder:
         # Signs can cancel out in theory; such a text still gets a direction, and always the same.
         projected[norms[:, 0] == 0, 0] = 1
         norms[norms == 0] = 1
-        return (projected / norms).astype(np.float32)
+        vectors: Vectors = (projected / norms).astype(np.float32)
+        return vectors
 
 
 @lru_cache(maxsize=1)

@@ -110,8 +110,7 @@ class OpenAIChat:
             if not key:
                 raise ContextError(
                     f"the environment variable {self.api_key_env} is not set, but {self.model} at "
-                    f"{self.base_url} takes its API key from it. Set it (to any text where the server needs no "
-                    "key)."
+                    f"{self.base_url} takes its API key from it. Set it (to any text if none is needed)."
                 )
             try:
                 from openai import AsyncOpenAI

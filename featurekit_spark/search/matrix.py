@@ -6,18 +6,18 @@ equal content is stored once and a copy never goes stale.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import tempfile
 import threading
 import uuid
-import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from featurekit_spark.errors import CacheError, DataError
+from featurekit_spark.locks import table_lock
 from featurekit_spark.search.kernel import FlatIndex, Floats
 
 __all__ = ["Matrix", "MatrixRef", "MatrixStore"]
@@ -74,13 +75,9 @@ class MatrixStore:
 
     @classmethod
     def temporary(cls) -> MatrixStore:
-        """A store in a folder of its own, made at the first `put` and removed when the process that made it
-        ends."""
-        store = cls(Path(tempfile.gettempdir()) / f"featurekit-matrices-{uuid.uuid4().hex}")
-        store._temporary = True
-        return store
-
-    _temporary = False
+        """This process's own store, made at the first `put` and removed when the process ends; copies of it on
+        workers of the same host share it."""
+        return cls(_temporary_folder())
 
     def __repr__(self) -> str:
         return f"MatrixStore({self.path!r})"
@@ -126,9 +123,6 @@ class MatrixStore:
         import pyarrow as pa
         from deltalake import CommitProperties, write_deltalake
 
-        if self._temporary and not Path(self.path).exists():
-            Path(self.path).mkdir(parents=True)
-            weakref.finalize(self, _remove_as, os.getpid(), self.path)
         step = max(1, _BLOCK_BYTES // max(1, 4 * ref.dim))
         starts = range(0, max(len(ids), 1), step)  # an empty matrix is one empty block
         table = pa.table(
@@ -139,7 +133,7 @@ class MatrixStore:
                 "vectors": pa.array([vectors[s : s + step].tobytes() for s in starts], pa.binary()),
             }
         )
-        with _table_lock(self.path):
+        with table_lock(self.path):
             write_deltalake(
                 self.path,
                 table,
@@ -191,7 +185,7 @@ class MatrixStore:
     def _gone(self, ref: MatrixRef) -> str:
         return (
             f"matrix {ref.hash} ({ref.rows} x {ref.dim}) is not in {self.path}. Was the folder moved or "
-            "cleared? Compute the embedding DB again, or point the context's matrices to where it was written."
+            "cleared? Compute the embedding DB again, or point the context's matrices to where it is."
         )
 
 
@@ -219,14 +213,6 @@ def _batches(answer: Any) -> Any:
     import pyarrow as pa
 
     return pa.RecordBatchReader.from_stream(answer) if hasattr(answer, "__arrow_c_stream__") else answer
-
-
-def _table_lock(path: str) -> Any:
-    try:
-        from featurekit_spark.locks import table_lock
-    except ImportError:
-        return nullcontext()
-    return table_lock(path)
 
 
 def _host_folder() -> Path:
@@ -259,6 +245,14 @@ def _forget_old(folder: Path) -> None:
             ids.with_suffix(".f4").unlink()
 
 
+@lru_cache(maxsize=1)
+def _temporary_folder() -> str:
+    path = str(Path(tempfile.gettempdir()) / f"featurekit-matrices-{uuid.uuid4().hex}")
+    atexit.register(_remove_as, os.getpid(), path)
+    return path
+
+
 def _remove_as(owner: int, path: str) -> None:
     if os.getpid() == owner:
         shutil.rmtree(path, ignore_errors=True)
+        Path(path).with_name(f".{Path(path).name}.lock").unlink(missing_ok=True)

@@ -70,7 +70,7 @@ class ProductIds(KeySet):
         ids = sorted(products)
         return [ids] * len(inputs)
 
-    def scan(self, group: Mapping[str, Any], config: Any, context: Any) -> IdScan | None:  # type: ignore[override]
+    def scan(self, group: Mapping[str, Any], config: Any, context: Any) -> IdScan | None:
         """All ids as one column, `product_id`; None where the product DB cannot read itself at once."""
         db = product_db(context)
         return IdScan(db.scan([], dimensions={})) if hasattr(db, "scan") else None
@@ -106,7 +106,7 @@ class ProductEmbeddingString(Source[str]):
             titles.append(None if is_blank(title) else title)
         return titles
 
-    def scan(self, group: Mapping[str, Any], config: Config, context: Any) -> TitleScan | None:  # type: ignore[override]
+    def scan(self, group: Mapping[str, Any], config: Config, context: Any) -> TitleScan | None:
         """All titles as two columns, `product_id` and `value`; None where the product DB cannot do that."""
         db = product_db(context)
         if not hasattr(db, "scan"):
