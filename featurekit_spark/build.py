@@ -20,7 +20,7 @@ from featurekit_spark.errors import BudgetError, BuildError, ContextError, Value
 from featurekit_spark.fingerprint import digest, entry_id, key_json
 from featurekit_spark.results import Origin, Read, Result
 
-__all__ = ["Built", "build_values"]
+__all__ = ["Built", "build_values", "finish"]
 
 # A batch that fails is halved to find the keys at fault; after this many failures in a row with no success between,
 # the fault is the builder's and not a key's, and the rest fails with it.
@@ -75,6 +75,50 @@ class Built:
             except Exception as mismatch:  # a user's codec may raise anything
                 error = mismatch
         return _failure(bound, key, error, now, inputs_hash, self)
+
+
+def finish(
+    bound: Bound,
+    keys: Sequence[tuple[Any, ...]],
+    built: Sequence[Built],
+    now: datetime,
+    identities: Sequence[tuple[str, str]],
+    lineage: Sequence[tuple[datetime | None, tuple[Read, ...]]],
+) -> list[Result]:
+    """Results of a batch: (inputs_hash, entry_id) and (until, reads) per key. All at once where every value fits;
+    one by one where that is not so, to find which does not."""
+    values = None
+    if all(item.error is None for item in built):
+        values = bound.type.checked_many([item.value for item in built])
+    if values is None:
+        return [
+            item.result(bound, key, now, inputs_hash=inputs, entry_id=entry, until=until, reads=reads)
+            for item, key, (inputs, entry), (until, reads) in zip(built, keys, identities, lineage, strict=True)
+        ]
+    payloads = [bound.type.encode(value) for value in values]
+    hashes = bound.type.hash_many(values, payloads)
+    own = bound.builder.freshness.expiry(now)
+    results = []
+    for i, item in enumerate(built):
+        until, reads = lineage[i]
+        results.append(
+            Result(
+                Origin.COMPUTED,
+                hashes[i],
+                value=values[i],
+                payload=payloads[i],
+                kind=bound.type,
+                ts=now,
+                entry_id=identities[i][1],
+                inputs_hash=identities[i][0],
+                until=own if until is None else min(until, own) if own is not None else until,
+                reads=reads,
+                seconds=item.seconds,
+                tokens=item.tokens,
+                usd=item.usd,
+            )
+        )
+    return results
 
 
 def _failure(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from featurekit_spark.build import Built, build_values
+from featurekit_spark.build import Built, build_values, finish
 from featurekit_spark.builder import (
     Bound,
     Dep,
@@ -238,12 +238,16 @@ class Evaluator:
         for dep, column in zip(bound.deps, columns, strict=True):
             inputs[dep.name] = [column[row].value for row in misses]
         built = build_values(bound, inputs, self.context)
-        for row, value in zip(misses, built, strict=True):
-            until, reads = self._lineage([column[row] for column in columns])
-            _, inputs_id, identity = identities[row]
-            results[row] = value.result(
-                bound, keys[row], self.now, inputs_hash=inputs_id, entry_id=identity, until=until, reads=reads
-            )
+        made = finish(
+            bound,
+            [keys[row] for row in misses],
+            built,
+            self.now,
+            [identities[row][1:] for row in misses],
+            [self._lineage([column[row] for column in columns]) for row in misses],
+        )
+        for row, result in zip(misses, made, strict=True):
+            results[row] = result
 
     def _resolve_source(self, bound: Bound, keys: list[Key]) -> list[Result]:
         """A source is read again and compared, unless its ttl says that what was read still stands."""
@@ -266,15 +270,13 @@ class Evaluator:
         self, bound: Bound, keys: Sequence[Key], values: Sequence[Any], seconds: float
     ) -> list[Result]:
         """What a source read, identified by its content: reading the same again finds the same entry."""
-        made = []
         share = seconds / max(len(keys), 1)
-        for key, value in zip(keys, values, strict=True):
-            built = Built(error=value, seconds=share) if isinstance(value, Exception) else Built(value, share)
-            result = built.result(bound, key, self.now)
+        built = [Built(error=v, seconds=share) if isinstance(v, Exception) else Built(v, share) for v in values]
+        made = finish(bound, keys, built, self.now, [("", "")] * len(keys), [(None, ())] * len(keys))
+        for key, result in zip(keys, made, strict=True):
             if not result.failed:
                 result.inputs_hash = inputs_hash([result.value_hash or ""])
                 result.entry_id = entry_id(bound.name, bound.config_hash, key_json(key), result.inputs_hash)
-            made.append(result)
         if bound.builder.inline:
             return made
         wanted = {

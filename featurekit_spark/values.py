@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -85,6 +85,7 @@ class ValueType:
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
     grid: float | None = None
+    check_batch: Callable[[Sequence[Any]], list[Any]] | None = None
 
     def hash(self, value: Any, payload: bytes | None = None) -> str:
         """value_hash of a checked value; `payload` saves encoding it twice."""
@@ -94,6 +95,22 @@ class ValueType:
             steps = np.rint(np.asarray(value, dtype=np.float64) / self.grid).astype("<i8")
             return payload_hash(self.kind, steps.tobytes())
         return payload_hash(self.kind, self.encode(value) if payload is None else payload)
+
+    def hash_many(self, values: Sequence[Any], payloads: Sequence[bytes | None]) -> list[str]:
+        """`hash` of a batch; vectors are put on their grid all at once."""
+        if self.grid is not None and values and all(value is not None for value in values):
+            steps = np.rint(np.stack(values).astype(np.float64) / self.grid).astype("<i8")
+            return [payload_hash(self.kind, row.tobytes()) for row in steps]
+        return [self.hash(value, payload) for value, payload in zip(values, payloads, strict=True)]
+
+    def checked_many(self, values: Sequence[Any]) -> list[Any] | None:
+        """`checked` of a batch in one go, or None where it must be done one by one to find who is at fault."""
+        if any(value is None or _is_missing(value) for value in values) or self.check_batch is None:
+            return None
+        try:
+            return self.check_batch(values)
+        except (ValueError, TypeError, pa.ArrowException, ValueMismatchError):
+            return None
 
     def checked(self, value: Any) -> Any:
         """The value in its canonical Python form, None for missing; raises ValueMismatchError."""
@@ -128,7 +145,9 @@ def value_type(spec: Any, config: Any = None) -> ValueType:
     if not isinstance(spec, pa.DataType):
         raise DefinitionError(_unsupported(spec))
     if pt.is_string(spec) or pt.is_large_string(spec):
-        return ValueType("string", "string", pa.string(), _text, str.encode, bytes.decode)
+        return ValueType(
+            "string", "string", pa.string(), _text, str.encode, bytes.decode, check_batch=_texts
+        )
     if pt.is_binary(spec) or pt.is_large_binary(spec):
         return ValueType("binary", "binary", pa.binary(), _via_arrow(spec), bytes, bytes)
     to_json, from_json = _json_leaf(spec)
@@ -140,6 +159,7 @@ def value_type(spec: Any, config: Any = None) -> ValueType:
             _via_arrow(spec),
             lambda v: _dumps(to_json(v)).encode(),
             lambda b: from_json(json.loads(b)),
+            check_batch=_batch_via_arrow(spec),
         )
     kind = "int" if pt.is_integer(spec) else str(spec).split("[")[0].split("(")[0]
     return ValueType(
@@ -163,6 +183,12 @@ def _vector_type(spec: Vector, config: Any) -> ValueType:
             raise ValueMismatchError("a vector with NaN or infinite numbers cannot be stored or searched")
         return row
 
+    def check_batch(values: Sequence[Any]) -> list[Any]:
+        rows = np.ascontiguousarray(np.stack(values), dtype=np.float32)
+        if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim) or not np.isfinite(rows).all():
+            raise ValueMismatchError("one of these vectors does not fit")
+        return list(rows)
+
     return ValueType(
         "vector",
         f"float32[{'config' if dim is None else dim}]@{spec.grid!r}",
@@ -171,6 +197,7 @@ def _vector_type(spec: Vector, config: Any) -> ValueType:
         lambda v: np.ascontiguousarray(v, dtype="<f4").tobytes(),
         lambda b: np.frombuffer(b, dtype="<f4"),
         spec.grid,
+        check_batch,
     )
 
 
@@ -179,6 +206,38 @@ def _text(value: Any) -> str:
         raise TypeError("text is expected; convert it in build")
     value.encode()
     return str(value)
+
+
+def _texts(values: Sequence[Any]) -> list[Any]:
+    if not all(type(value) is str for value in values):
+        raise TypeError("text is expected")
+    "".join(values).encode()
+    return list(values)
+
+
+def _batch_via_arrow(spec: pa.DataType) -> Callable[[Sequence[Any]], list[Any]]:
+    def check(values: Sequence[Any]) -> list[Any]:
+        array = pa.array(values, type=spec)
+        found: list[Any] = array.to_pylist()
+        if any((np.signbit(leaf) & (leaf == 0.0)).any() for leaf in _float_leaves(array)):
+            return [_canonical(value) for value in found]
+        return found
+
+    return check
+
+
+def _float_leaves(array: pa.Array) -> Iterator[np.ndarray[Any, Any]]:
+    """Every floating column inside a nested array."""
+    if pt.is_floating(array.type):
+        yield array.to_numpy(zero_copy_only=False)
+    elif pt.is_struct(array.type):
+        for i in range(array.type.num_fields):
+            yield from _float_leaves(array.field(i))
+    elif pt.is_map(array.type):
+        yield from _float_leaves(array.keys)
+        yield from _float_leaves(array.items)
+    elif pt.is_nested(array.type):
+        yield from _float_leaves(array.flatten())
 
 
 def _via_arrow(spec: pa.DataType) -> Callable[[Any], Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -368,6 +370,9 @@ def _raised(failure: str) -> FeaturekitError:
 
 
 def _started(spark: Any) -> SparkSession:
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # not under spark-submit, which knows its Python
+        # pyspark would take whichever python3 is first on PATH for its workers, virtual environment or not.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if spark is None:
         from pyspark.sql import SparkSession
 
