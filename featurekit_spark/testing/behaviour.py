@@ -1,4 +1,5 @@
-"""What every cache promises, as a test class: subclass it beside your implementation and pytest runs all of it.
+"""What every cache promises, as a test class: subclass it beside your implementation and pytest runs all
+of it.
 
 Knows the protocol in `cache/base.py` and no implementation. Needs pytest only as the thing that collects it.
 """
@@ -64,7 +65,8 @@ def pointer(to: Entry, *, reads: str | None = None) -> TraceRow:
 class CacheBehaviour:
     """Subclass it as `TestMyCache` and give `make_cache`.
 
-    `durable`: whether a second `make_cache` of the same folder, or another process, sees what the first wrote.
+    `durable`: whether a second `make_cache` of the same folder, or another process, sees what the first
+    wrote.
     """
 
     durable: ClassVar[bool] = True

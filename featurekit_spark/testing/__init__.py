@@ -1,0 +1,13 @@
+"""For tests of features, shipped with the library: fakes, behaviour suites, a Spark session, the parity
+check.
+
+* `fakes`: ProductDBFake, InteractionDBFake, CountingLLM, MovingClock
+* `behaviour`: CacheBehaviour, to run on a cache of your own
+* `parity`: assert_parity, the same answers per key, in batches and on Spark
+* `spark`: spark_session, one small session for a suite
+* `samples`: catalogs from a seed
+
+Needs no test framework; nothing here is imported by the rest of the library.
+"""
+
+from __future__ import annotations
