@@ -78,6 +78,9 @@ class DeltaSink:
 
     def check(self) -> None:
         """ConfigError if the path cannot be written or holds something else; ServiceError if unreachable."""
+        folder = local_path(self.path)
+        if folder is not None and folder.is_file():
+            raise ConfigError(f"{self.path!r} is a file: give the sink the path of a folder of its own.")
         table = self._open()
         if table is not None:
             found = {field.name for field in table.schema().fields}
@@ -87,11 +90,9 @@ class DeltaSink:
                     f"{self.path!r} is another table: it has {', '.join(sorted(found))}, partitioned by "
                     f"{', '.join(partitions) or 'nothing'}. Give the sink a path of its own."
                 )
-        if not self._local:
+        if folder is None:
             return
-        folder = local_path(self.path)
-        assert folder is not None
-        if folder.is_file() or (table is None and folder.is_dir() and any(folder.iterdir())):
+        if table is None and folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(
                 f"{self.path!r} holds files and no Delta table: give the sink a path of its own."
             )
@@ -110,16 +111,15 @@ class DeltaSink:
         table = self._open()
         if table is None:
             return None
-        found = (
-            QueryBuilder()
-            .register("recommendations", table)
-            .execute(
-                "SELECT max(run_id) AS run_id, count(*) AS n, "
-                "count(CASE WHEN cardinality(recs) > 0 THEN 1 END) AS covered "
-                f"FROM recommendations WHERE {_where(merchant, market, _sql_text)}"
-            )
-            .read_all()
+        query = (
+            "SELECT max(run_id) AS run_id, count(*) AS n, "
+            "count(CASE WHEN cardinality(recs) > 0 THEN 1 END) AS covered "
+            f"FROM recommendations WHERE {_where(merchant, market, _sql_text)}"
         )
+        try:
+            found = QueryBuilder().register("recommendations", table).execute(query).read_all()
+        except Exception as error:  # the query engine raises no type of its own
+            raise ServiceError(f"{self.path!r} cannot be read: {error}") from error
         run_id, rows, covered = (found.column(name)[0].as_py() for name in ("run_id", "n", "covered"))
         return PublishedState(run_id, rows, covered) if rows else None
 
