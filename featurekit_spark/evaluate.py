@@ -116,7 +116,8 @@ class Evaluator:
         batch_rows: int = 2048,
         controller: Callable[[Evaluator], Any] | None = None,
     ) -> None:
-        self.bindings, self.context, self.store, self.now = bindings, context, store, now
+        self.bindings, self.context, self.now = bindings, context, now
+        self.store: Lookup = store
         self.gather, self.batch_rows = gather, batch_rows
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from featurekit_spark.builder import KeySet, import_path
-from featurekit_spark.cache.base import FeatureCache, TraceRow
+from featurekit_spark.cache.base import TRACE_SCHEMA, FeatureCache
 from featurekit_spark.controller import HandController, commit
 from featurekit_spark.errors import BuildError, DataError
 from featurekit_spark.evaluate import Bindings, Evaluator
@@ -31,7 +31,7 @@ from featurekit_spark.plan import (
     Space,
     TargetTrace,
 )
-from featurekit_spark.results import Counts, Result, from_entry, result_of
+from featurekit_spark.results import Counts, Origin, Result, from_entry
 from featurekit_spark.values import typed_column
 
 __all__ = ["Engine", "Execution", "Job", "Progress"]
@@ -136,23 +136,14 @@ class Execution:
                 results[key] = known[key]
             else:
                 entry = entries.get(row["entry_id"])
-                results[key] = result_of(
-                    {
-                        "origin": "hit",
-                        "value_hash": row["value_hash"],
-                        "value": entry.value if entry else None,
-                        "ts": entry.ts if entry else row["ts"],
-                        "entry_id": row["entry_id"],
-                        "inputs_hash": entry.inputs_hash if entry else None,
-                        "error": None,
-                        "until": row["valid_until"],
-                        "reads": None,
-                        "seconds": None,
-                        "tokens": None,
-                        "usd": None,
-                        "current": True,
-                    },
-                    bound.type,
+                results[key] = Result(
+                    Origin.HIT,
+                    row["value_hash"],
+                    payload=entry.value if entry else None,
+                    kind=bound.type,
+                    ts=entry.ts if entry else row["ts"],
+                    entry_id=row["entry_id"],
+                    until=row["valid_until"],
                 )
         return results
 
@@ -344,39 +335,45 @@ class Execution:
 
     def _write_traces(self) -> None:
         """For every walked key what it read, where that differs from what is stored; then the group's row."""
-        rows: list[TraceRow] = []
+        rows: list[dict[str, Any]] = []
         now, run_id, group = self.job.now, self.job.run_id, self._group_text()
         for name, check in self.checks.items():
             if not check.trace.provable:
                 continue
             bound = self.job.bindings[check.trace.target]
             known = self.evaluator.results.get(name, {})
-            common = {"group": group, "plan_hash": check.plan_hash, "ts": now, "run_id": run_id}
+            stamp = {
+                "builder": name,
+                "config_hash": bound.config_hash,
+                "group": group,
+                "plan_hash": check.plan_hash,
+                "epoch": 0,
+                "ts": now,
+                "run_id": run_id,
+            }
             for key in self.members[check.trace.keyset.name]:
                 if key in check.proven:
                     continue
                 result, text = known[key], key_json(key)
-                row = TraceRow(
-                    name,
-                    "target",
-                    text,
-                    bound.config_hash,
-                    keyed_trace=check.keyed[key],
-                    reads=_reads_json(result),
-                    valid_until=result.until,
-                    status="error" if result.failed else "ok",
-                    entry_id=None if result.failed else result.entry_id,
-                    value_hash=result.value_hash,
-                    **common,
-                )
+                row = {
+                    "kind": "target",
+                    "key": text,
+                    "keyed_trace": check.keyed[key],
+                    "reads": _reads_json(result),
+                    "valid_until": result.until,
+                    "status": "error" if result.failed else "ok",
+                    "entry_id": None if result.failed else result.entry_id,
+                    "value_hash": result.value_hash,
+                    **stamp,
+                }
                 if _differs(row, check.stored.get(text)):
                     rows.append(row)
             if not check.same_group:
                 rows.append(
-                    TraceRow(name, "group", key_json(self.group), bound.config_hash, group_trace=check.group, **common)
+                    {"kind": "group", "key": group, "status": "ok", "group_trace": check.group, **stamp}
                 )
         if rows:
-            self.job.cache.append(None, rows)
+            self.job.cache.append(None, pa.Table.from_pylist(rows, schema=TRACE_SCHEMA))
 
     def _keys(self, space: Space, *, all_members: bool) -> list[Key]:
         match space.kind:
@@ -411,6 +408,6 @@ def _reads_json(result: Result) -> str | None:
     return json.dumps([list(read) for read in result.reads]) if result.reads else None
 
 
-def _differs(row: TraceRow, stored: dict[str, Any] | None) -> bool:
+def _differs(row: dict[str, Any], stored: dict[str, Any] | None) -> bool:
     names = ("plan_hash", "keyed_trace", "reads", "valid_until", "status", "entry_id", "value_hash")
-    return stored is None or any(getattr(row, name) != stored[name] for name in names)
+    return stored is None or any(row[name] != stored[name] for name in names)

@@ -5,8 +5,9 @@ Knows value types and entries, not graphs. A value is decoded only when somebody
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, TraceRow
 from featurekit_spark.values import NULL_HASH, ValueType
 
-__all__ = ["ROW_SCHEMA", "Counts", "Origin", "Read", "Result", "count", "from_entry", "new_entries", "new_pointers", "result_of", "to_rows"]
+__all__ = ["ROW_SCHEMA", "Counts", "Origin", "Read", "Result", "count", "from_entry", "new_entries", "new_pointers", "results_by_key", "to_given", "to_rows"]
 
 Read = tuple[str, str, str]
 """(source, key as JSON, value hash): what was read of the outside world."""
@@ -142,48 +143,94 @@ def to_rows(builder: str, config_hash: str, results: Iterable[tuple[str, Result]
     """Results by key JSON as ROW_SCHEMA rows."""
     pairs = list(results)
     found = [result for _, result in pairs]
-    size = len(pairs)
-    columns: list[Any] = [
-        [builder] * size,
-        [key for key, _ in pairs],
-        [config_hash] * size,
-        [r.payload for r in found],
-        [r.ts for r in found],
-        [r.entry_id for r in found],
-        [r.inputs_hash for r in found],
-        [r.value_hash for r in found],
-        ["error" if r.failed else "ok" for r in found],
-        [r.error for r in found],
-        [r.seconds for r in found],
-        [r.tokens for r in found],
-        [r.usd for r in found],
-        [r.origin.value for r in found],
-        [r.until for r in found],
-        [[{"source": s, "key": k, "hash": h} for s, k, h in r.reads] for r in found],
-        [r.current for r in found],
+    columns = {
+        "builder": [builder] * len(pairs),
+        "key": [key for key, _ in pairs],
+        "config_hash": [config_hash] * len(pairs),
+        "ts": [r.ts for r in found],
+        "entry_id": [r.entry_id for r in found],
+        "inputs_hash": [r.inputs_hash for r in found],
+        "status": ["error" if r.failed else "ok" for r in found],
+        "seconds": [r.seconds for r in found],
+        "tokens": [r.tokens for r in found],
+        "usd": [r.usd for r in found],
+        "origin": [r.origin.value for r in found],
+        "current": [r.current for r in found],
+        **_read_later(found),
+    }
+    return _table(columns, len(pairs))
+
+
+def to_given(builder: str, results: Iterable[tuple[str, Result]]) -> pa.Table:
+    """Results as ROW_SCHEMA rows with what a reader of them needs, and nothing else."""
+    pairs = list(results)
+    found = [result for _, result in pairs]
+    columns = {
+        "builder": [builder] * len(pairs),
+        "key": [key for key, _ in pairs],
+        "origin": [r.origin.value for r in found],
+        **_read_later(found),
+    }
+    return _table(columns, len(pairs))
+
+
+def _read_later(found: Sequence[Result]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        "value": [r.payload for r in found],
+        "value_hash": [r.value_hash for r in found],
+        "error": [r.error for r in found],
+    }
+    if any(r.until is not None for r in found):
+        columns["until"] = [r.until for r in found]
+    if any(r.reads for r in found):
+        columns["reads"] = [[{"source": s, "key": k, "hash": h} for s, k, h in r.reads] for r in found]
+    return columns
+
+
+def _table(columns: Mapping[str, list[Any]], size: int) -> pa.Table:
+    arrays = [
+        pa.array(columns[f.name], type=f.type) if f.name in columns else pa.nulls(size, f.type) for f in ROW_SCHEMA
     ]
-    arrays = [pa.array(column, type=f.type) for column, f in zip(columns, ROW_SCHEMA, strict=True)]
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
-def result_of(row: dict[str, Any], kind: ValueType) -> Result:
-    """A ROW_SCHEMA row as a Result."""
-    return Result(
-        Origin(row["origin"]),
-        row["value_hash"],
-        payload=row["value"],
-        kind=kind,
-        ts=row["ts"],
-        entry_id=row["entry_id"],
-        inputs_hash=row["inputs_hash"],
-        error=row["error"],
-        until=row["until"],
-        reads=tuple((r["source"], r["key"], r["hash"]) for r in row["reads"] or ()),
-        seconds=row["seconds"],
-        tokens=row["tokens"],
-        usd=row["usd"],
-        current=row["current"],
-    )
+def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Result]:
+    """ROW_SCHEMA rows of one builder as Results."""
+    columns: list[Iterable[Any]] = [
+        itertools.repeat(None, len(rows)) if rows[name].null_count == len(rows) else rows[name].to_pylist()
+        for name in _RESULT_COLUMNS
+    ]
+    results = {}
+    for key, origin, value_hash, payload, ts, entry, inputs, error, until, reads, current in zip(*columns, strict=True):
+        results[tuple(json.loads(key))] = Result(
+            Origin(origin),
+            value_hash,
+            payload=payload,
+            kind=kind,
+            ts=ts,
+            entry_id=entry,
+            inputs_hash=inputs,
+            error=error,
+            until=until,
+            reads=tuple((r["source"], r["key"], r["hash"]) for r in reads) if reads else (),
+            current=current is not False,
+        )
+    return results
+
+
+_RESULT_COLUMNS = (
+    "key",
+    "origin",
+    "value_hash",
+    "value",
+    "ts",
+    "entry_id",
+    "inputs_hash",
+    "error",
+    "until",
+    "reads",
+    "current",
+)
 
 
 def new_entries(rows: pa.Table, run_id: str) -> pa.Table:

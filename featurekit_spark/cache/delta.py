@@ -155,9 +155,11 @@ class DeltaCache:
         ]
         if len(keys) <= _MANY:
             near.append(pc.field("key").isin(pa.array(keys, pa.string())))
+        # First whether there is any such key at all: values are long, and a cold run finds none.
+        there = self._read("entries", builder, near, ["key"])["key"]
+        if not len(there) or not pc.any(pc.is_in(there, pa.array(keys, pa.string()))).as_py():
+            return ENTRY_SCHEMA.empty_table(), TRACE_SCHEMA.empty_table()
         entries = self._read("entries", builder, near)
-        if not len(entries):
-            return entries, TRACE_SCHEMA.empty_table()
         pointers = self._read(
             "traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"]
         )

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from featurekit_spark.builder import keys_of
 from featurekit_spark.controller import commit
+from featurekit_spark.engines.lookup import Candidates, stage_candidates
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Job
 from featurekit_spark.plan import KeyedStage, Plan
@@ -27,13 +28,22 @@ class LocalEngine:
         """Nothing has to travel."""
 
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+        store = evaluator.store
+        if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
+            evaluator.store = Candidates(stage_candidates(stage, keys, job))
+        try:
+            self._resolve(stage, keys, evaluator, job)
+        finally:
+            evaluator.store = store
+        commit(job.cache, evaluator, run_id=job.run_id)
+
+    def _resolve(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
         label = " -> ".join(builder.name for builder in stage.builders)
         for start in range(0, len(keys), job.batch_rows):
             batch = keys[start : start + job.batch_rows]
             for builder in stage.builders:
                 evaluator.resolve(builder, [keys_of(stage.space.key, key, builder.key) for key in batch])
             job.progress(label, start + len(batch), len(keys))
-        commit(job.cache, evaluator, run_id=job.run_id)
 
     def scan(self, scan: Any) -> pa.Table:
         table: pa.Table = scan.to_arrow()

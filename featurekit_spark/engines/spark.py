@@ -22,10 +22,9 @@ import pyarrow.compute as pc
 
 from featurekit_spark import errors
 from featurekit_spark.builder import FeatureBuilder, keys_of
-from featurekit_spark.cache.base import ENTRY_SCHEMA, Found
-from featurekit_spark.cache.current import to_entries
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.local import LocalEngine
+from featurekit_spark.engines.lookup import as_table, from_table, local_builders, stage_candidates
 from featurekit_spark.errors import ContextError, FeaturekitError
 from featurekit_spark.evaluate import Bindings, Evaluator
 from featurekit_spark.execute import Job
@@ -38,7 +37,8 @@ from featurekit_spark.results import (
     Result,
     new_entries,
     new_pointers,
-    result_of,
+    results_by_key,
+    to_given,
     to_rows,
 )
 
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["SparkEngine"]
 
 Key = tuple[Any, ...]
-_CACHED_SCHEMA = pa.schema([*ENTRY_SCHEMA, ("current", pa.bool_()), ("last_reads", pa.string())])
 # Chunks per task slot: enough that a slow one does not leave the others idle, few enough that each stays large.
 _CHUNKS_PER_SLOT = 4
 
@@ -102,7 +101,7 @@ class SparkEngine:
         slots = self.partitions or _parallelism(session)
         size = max(1, min(job.batch_rows, math.ceil(len(keys) / (slots * _CHUNKS_PER_SLOT))))
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
-        cached = _candidates(stage, keys, job)
+        cached = as_table(stage_candidates(stage, keys, job))
         payloads = [_pack(stage, chunk, evaluator, cached, job) for chunk in chunks]
         task = StageTask(
             stage.space.key,
@@ -141,10 +140,7 @@ class SparkEngine:
             if len(own):
                 evaluator.done.setdefault(builder.name, Counts()).add(_counted(own, paid=builder.paid))
                 if builder in stage.builders:
-                    found = {
-                        tuple(json.loads(row["key"])): result_of(row, bound.type) for row in own.to_pylist()
-                    }
-                    evaluator.give(builder, found)
+                    evaluator.give(builder, results_by_key(own, bound.type))
 
 
 @dataclass(frozen=True)
@@ -178,7 +174,7 @@ class StageTask:
         keys_table, given, cached = _unpacked(chunk)
         keys = [tuple(json.loads(text)) for text in keys_table["key"].to_pylist()]
         context = SimpleNamespace(**self.context)
-        store = self.cache if self.cache is not None else _Candidates(cached)
+        store = self.cache if self.cache is not None else from_table(cached)
         evaluator = Evaluator(
             self.bindings,
             context,
@@ -188,11 +184,11 @@ class StageTask:
             controller=lambda e: HandController(context, store, e),
         )
         for builder, table in self.shared:
-            evaluator.give(builder, _results(table, builder, self.bindings))
+            evaluator.give(builder, results_by_key(table, self.bindings[builder].type))
         by_name = {builder.name: builder for builder, _ in self.bindings.items()}
         for name in given["builder"].unique().to_pylist():
             own = given.filter(pc.equal(given["builder"], name))
-            evaluator.give(by_name[name], _results(own, by_name[name], self.bindings))
+            evaluator.give(by_name[name], results_by_key(own, self.bindings[by_name[name]].type))
         for builder in self.builders:
             evaluator.resolve(builder, [keys_of(self.fields, key, builder.key) for key in keys])
         bound = {builder.name: found for builder, found in self.bindings.items()}
@@ -200,57 +196,6 @@ class StageTask:
             [to_rows(name, bound[name].config_hash, pairs) for name, pairs in evaluator.take_made().items()]
             or [ROW_SCHEMA.empty_table()]
         )
-
-
-class _Candidates:
-    """Look-up among the entries that came along with a chunk."""
-
-    def __init__(self, rows: pa.Table) -> None:
-        self._by_id: dict[tuple[str, str], Found] = {}
-        self._current: dict[tuple[str, str, str], Found] = {}
-        marks = zip(rows["current"].to_pylist(), rows["last_reads"].to_pylist(), strict=True)
-        for entry, (current, reads) in zip(to_entries(rows.select(ENTRY_SCHEMA.names)), marks, strict=True):
-            found = Found(entry, current, reads)
-            self._by_id[entry.builder, entry.entry_id] = found
-            if current:
-                self._current[entry.builder, entry.config_hash, entry.key] = found
-
-    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
-        found = ((key, self._by_id.get((builder, entry))) for key, entry in wanted.items())
-        return {key: hit for key, hit in found if hit is not None}
-
-    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
-        found = ((key, self._current.get((builder, config_hash, key))) for key in keys)
-        return {key: hit for key, hit in found if hit is not None}
-
-
-def _candidates(stage: KeyedStage, keys: Sequence[Key], job: Job) -> pa.Table:
-    """Entries that the stage's builders may find, read once on the driver."""
-    tables = []
-    for builder in _local_builders(stage, job):
-        bound = job.bindings[builder]
-        if builder.inline or builder.is_dynamic():
-            continue
-        texts = list(dict.fromkeys(key_json(keys_of(stage.space.key, key, builder.key)) for key in keys))
-        found = job.cache.candidates(builder.name, bound.config_hash, texts)
-        if found:
-            rows = [f.entry for f in found]
-            columns = {name: [getattr(entry, name) for entry in rows] for name in ENTRY_SCHEMA.names}
-            columns["current"] = [f.current for f in found]
-            columns["last_reads"] = [f.reads for f in found]
-            tables.append(pa.table(columns, schema=_CACHED_SCHEMA))
-    return pa.concat_tables(tables) if tables else _CACHED_SCHEMA.empty_table()
-
-
-def _local_builders(stage: KeyedStage, job: Job) -> list[type[FeatureBuilder[Any]]]:
-    """The stage's builders, and those without inputs of their own that it evaluates on the way."""
-    known = [*stage.builders, *stage.given]
-    found = list(stage.builders)
-    for builder in stage.builders:
-        for dep in job.bindings[builder].deps:
-            if not dep.on_fields and dep.keyset is None and dep.builder not in known:
-                found.append(dep.builder)
-    return found
 
 
 def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached: pa.Table, job: Job) -> bytes:
@@ -263,15 +208,14 @@ def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached:
                 if found in stage.given and not _is_shared(found, job):
                     results = evaluator.results.get(found.name, {})
                     given.setdefault(found.name, {}).update({k: results[k] for k in dep_keys if k in results})
-    bound = {builder.name: found for builder, found in job.bindings.items()}
     rows = [
-        to_rows(name, bound[name].config_hash, ((key_json(key), result) for key, result in results.items()))
+        to_given(name, ((key_json(key), result) for key, result in results.items()))
         for name, results in sorted(given.items())
     ]
     own = cached
     if len(cached):
         wanted: set[str] = set()
-        for builder in _local_builders(stage, job):
+        for builder in local_builders(stage, job):
             wanted |= {key_json(keys_of(stage.space.key, key, builder.key)) for key in chunk}
         own = cached.filter(pc.is_in(cached["key"], pa.array(sorted(wanted), pa.string())))
     keys_table = pa.table({"key": pa.array([key_json(key) for key in chunk], pa.string())})
@@ -291,16 +235,14 @@ def _shared(
     for builder in stage.given:
         if _is_shared(builder, job):
             results = evaluator.results.get(builder.name, {})
-            rows = to_rows(
-                builder.name, job.bindings[builder].config_hash, ((key_json(k), r) for k, r in results.items())
-            )
+            rows = to_given(builder.name, ((key_json(k), r) for k, r in results.items()))
             shared.append((builder, rows))
     return tuple(shared)
 
 
 def _travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
     """The context attributes that the stage's builders declare; all of them where one is a hand-written get."""
-    builders = _local_builders(stage, job)
+    builders = local_builders(stage, job)
     if any(builder.is_dynamic() for builder in builders):
         return {
             name: getattr(job.context, name)
@@ -309,13 +251,6 @@ def _travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
         }
     names = {name for builder in builders for name in builder.needs}
     return {name: getattr(job.context, name) for name in sorted(names) if hasattr(job.context, name)}
-
-
-def _results(
-    rows: pa.Table, builder: type[FeatureBuilder[Any]], bindings: Bindings
-) -> dict[Key, Result]:
-    kind = bindings[builder].type
-    return {tuple(json.loads(row["key"])): result_of(row, kind) for row in rows.to_pylist()}
 
 
 def _counted(rows: pa.Table, *, paid: bool) -> Counts:
