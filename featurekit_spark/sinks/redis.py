@@ -198,7 +198,7 @@ class RedisSink:
             yield client
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
             raise ConfigError(
-                f"Redis at {where} refused the user or the command: {str(error).rstrip('.')}. Check sinks.url."
+                f"Redis at {where} refused the user or the command: {error}; check sinks.url."
             ) from error
         except redis.TimeoutError as error:
             raise ServiceError(

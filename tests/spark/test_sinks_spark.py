@@ -101,7 +101,7 @@ def test_workers_write_to_redis_what_the_driver_would(
     seen = tmp_path / "seen"
     seen.mkdir()
 
-    @F.udf("string")
+    @F.udf("string", useArrow=False)  # Spark cannot tell the kind from annotations kept as text
     def noted(product_id: str) -> str:
         with (seen / product_id).open("a") as file:
             file.write("x")
