@@ -1,0 +1,119 @@
+"""One strict CSV dialect: RFC 4180 in UTF-8, every cell as text.
+
+A byte order mark is skipped, lines may end in LF or CRLF, blank lines do not count, spaces and
+backslashes mean themselves. Whatever two readers could understand differently (text after a closing
+quote, an open quote, a ragged line, bytes that are no UTF-8) is refused with its line. Knows no products.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featurekit_spark.errors import DataError
+
+if TYPE_CHECKING:
+    from _csv import Reader as _Reader
+
+__all__ = ["lines_of", "read_columns", "read_header"]
+
+_CHUNK = 16_384
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_header(path: Path) -> tuple[str, ...]:
+    """The names in the first line; DataError if the file is empty."""
+    with path.open("rb") as stream:
+        return tuple(next(_records(stream, path)))
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> Iterator[list[list[str]]]:
+    """Chunks of rows as one list of cells per asked column; an empty cell is the empty text.
+
+    `columns` must be in the header, each once.
+    """
+    with path.open("rb") as stream:
+        records = _records(stream, path)
+        header = next(records)
+        wanted = [itemgetter(header.index(name)) for name in columns]
+        done = 0
+        while chunk := list(islice(records, _CHUNK)):
+            for row, cells in enumerate(chunk):
+                if len(cells) != len(header):
+                    line = lines_of(path, [done + row])[0]
+                    raise DataError(
+                        f"{path}, line {line}: {len(cells)} cells where the header has {len(header)}; "
+                        "quote cells that hold commas, quotes or line ends."
+                    )
+            yield [[pick(cells) for cells in chunk] for pick in wanted]
+            done += len(chunk)
+
+
+def lines_of(path: Path, rows: Iterable[int]) -> list[int]:
+    """The lines (from 1) where the rows (from 0, header not counted) begin."""
+    wanted = sorted(set(rows))
+    found: list[int] = []
+    with path.open("rb") as stream:
+        lines = _Lines(stream, path)
+        reader = _reader(lines)
+        row = -2
+        while len(found) < len(wanted):
+            begin = reader.line_num + 1
+            cells = next(reader, None)
+            if cells is None:
+                break
+            if cells:
+                row += 1
+                if row == wanted[len(found)]:
+                    found.append(begin)
+    return found
+
+
+def _records(stream: Iterable[bytes], path: Path) -> Iterator[list[str]]:
+    reader = _reader(_Lines(stream, path))
+    empty = True
+    try:
+        for cells in reader:
+            if cells:
+                empty = False
+                yield cells
+    except csv.Error as error:
+        raise DataError(
+            f"{path}, line {reader.line_num}: {error}; the file is not plain CSV (RFC 4180: cells with "
+            "commas, quotes or line ends in double quotes, quotes inside them doubled)."
+        ) from None
+    if empty:
+        raise DataError(f"{path}: the file is empty; its first line must name the columns.")
+
+
+def _reader(lines: Iterator[str]) -> _Reader:
+    csv.field_size_limit(sys.maxsize)
+    return csv.reader(lines, strict=True)
+
+
+class _Lines:
+    """The lines of a binary stream as text, so that a byte that is no UTF-8 is known by its line."""
+
+    def __init__(self, stream: Iterable[bytes], path: Path) -> None:
+        self._stream = enumerate(stream, start=1)
+        self._path = path
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._stream)
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self._path}, line {number}: byte 0x{line[error.start]:02x} at position {error.start + 1} "
+                "is not UTF-8; save the file as UTF-8."
+            ) from None
