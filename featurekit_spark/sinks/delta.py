@@ -207,9 +207,13 @@ class DeltaSink:
         ]
         where = _where(publication.merchant, publication.market, _spark_text)
         writer = rows.select(*columns).write.format("delta").mode("overwrite").option("replaceWhere", where)
+        conflicts = _typed_conflicts()
         try:
             writer.save(f"file:{self.path}" if self._local else self.path)
+        except conflicts as error:
+            raise _CommitLost(str(error)) from error
         except PySparkException as error:
+            # Spark Connect knows a conflict by its condition only.
             if (error.getCondition() or "").startswith(_SPARK_CONFLICTS):
                 raise _CommitLost(str(error)) from error
             raise
@@ -225,6 +229,24 @@ def _sql_text(value: str) -> str:
 
 def _spark_text(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _typed_conflicts() -> tuple[type[Exception], ...]:
+    """Delta's conflicts in Python; importing `captured` is what makes Spark raise them."""
+    try:
+        import delta.exceptions.captured
+    except ImportError:
+        return ()
+    return (
+        delta.exceptions.ConcurrentAppendException,
+        delta.exceptions.ConcurrentDeleteDeleteException,
+        delta.exceptions.ConcurrentDeleteReadException,
+        delta.exceptions.ConcurrentTransactionException,
+        delta.exceptions.ConcurrentWriteException,
+        delta.exceptions.DeltaConcurrentModificationException,
+        delta.exceptions.MetadataChangedException,
+        delta.exceptions.ProtocolChangedException,
+    )
 
 
 class _CommitLost(Exception):

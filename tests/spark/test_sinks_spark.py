@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +80,22 @@ def test_a_long_run_id_written_by_spark_comes_back_whole(spark: SparkSession, tm
     sink = DeltaSink(str(tmp_path / "r"))
     sink.publish(publication("x" * 60, frame(spark, ROWS)))
     assert sink.state("abt", "US") == PublishedState("x" * 60, 3, 2)
+
+
+def test_a_commit_that_spark_loses_is_tried_again(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the lock that keeps local writers apart, as on an object store.
+    monkeypatch.setattr("featurekit_spark.sinks.delta.table_lock", lambda path, owner: nullcontext())
+    sink = DeltaSink(str(tmp_path / "r"))
+    sink.publish(publication("run-0", arrow(ROWS)))
+    version = DeltaTable(sink.path).version()
+    frames = {f"run-{number}": frame(spark, ROWS) for number in range(1, 4)}
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda run: sink.publish(publication(run, frames[run])), frames))
+    assert [result.rows for result in results] == [3, 3, 3]
+    assert DeltaTable(sink.path).version() == version + 3
+    assert len({row["run_id"] for row in contents(tmp_path / "r")}) == 1
 
 
 @pytest.fixture(scope="module")
