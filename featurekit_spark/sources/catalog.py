@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featurekit_spark.errors import UsageError
+from featurekit_spark.sources.arrowtypes import plain_type
 from featurekit_spark.sources.base import (
     BLANKS,
     AttributeId,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["LoadedCatalog", "Snapshot", "TableScan", "load", "load_cached", "plain_type"]
+__all__ = ["LoadedCatalog", "Snapshot", "TableScan", "load", "load_cached"]
 
 
 class Snapshot(Protocol):
@@ -188,24 +189,6 @@ def _without_blanks(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column
     blank = pc.equal(pc.utf8_trim(column, characters=BLANKS), "")
     return pc.if_else(blank, pa.scalar(None, pa.string()), column)
-
-
-def plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type that Spark has for the same values: no dictionaries, views, large or nanosecond types."""
-    import pyarrow as pa
-
-    t = pa.types
-    if t.is_dictionary(kind):
-        return plain_type(kind.value_type)
-    if t.is_large_string(kind) or t.is_string_view(kind):
-        return pa.string()
-    if t.is_large_binary(kind) or t.is_binary_view(kind):
-        return pa.binary()
-    if t.is_timestamp(kind):
-        return pa.timestamp("us", "UTC" if kind.tz else None)
-    if t.is_list(kind) or t.is_large_list(kind):
-        return pa.list_(plain_type(kind.value_type))
-    return kind
 
 
 class TableScan:

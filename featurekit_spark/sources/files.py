@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.errors import DataError, ServiceError
+from featurekit_spark.sources.arrowtypes import plain_type
 from featurekit_spark.sources.base import (
     AttributeId,
     Dimension,
@@ -26,7 +27,7 @@ from featurekit_spark.sources.base import (
     ProductId,
     ProductScan,
 )
-from featurekit_spark.sources.catalog import TableScan, load_cached, plain_type
+from featurekit_spark.sources.catalog import TableScan, load_cached
 from featurekit_spark.sources.csvfile import lines_of, read_columns, read_header
 from featurekit_spark.sources.folder import PartFiles, find_parts
 
@@ -93,7 +94,7 @@ class _FileSnapshot:
     @cached_property
     def layout(self) -> Layout:
         first = self._parts.files[0]
-        layout = Layout(_names(first), where=str(first), reserved=(self._db.id_column,))
+        layout = Layout(_names(first), where=str(self._parts.root), reserved=(self._db.id_column,))
         layout.require(self._db.id_column)
         return layout
 
