@@ -19,11 +19,11 @@ from featurekit_spark.errors import UsageError
 __all__ = ["HashingEmbedder"]
 
 _FEATURES = 2**18
-_NONZEROS = 8
+_NONZEROS = 16
 
 
 class HashingEmbedder:
-    """Character 3-4-grams within words, hashed to 2**18 features, damped by 1 + log(count), then projected to
+    """Character 3-4-grams within words, hashed to 2**18 features, damped by the square root of their counts, then projected to
     `dim` by a seeded sparse matrix of +1 and -1 (Achlioptas 2003; Kane and Nelson 2014) and scaled to unit
     length.
 
@@ -49,9 +49,9 @@ class HashingEmbedder:
         if not len(texts):
             return np.empty((0, self.dim), dtype=np.float32)
         grams = _vectorizer().transform(texts)
-        grams.data = 1 + np.log(grams.data)
+        grams.data = np.sqrt(grams.data)
         projected = (grams @ _projection(self.dim, self.seed)).toarray()
-        norms = np.sqrt(np.square(projected).sum(axis=1, keepdims=True))
+        norms = np.sqrt(np.square(projected, dtype=np.float64).sum(axis=1, keepdims=True))
         # Signs can cancel out in theory; such a text still gets a direction, and always the same.
         projected[norms[:, 0] == 0, 0] = 1
         norms[norms == 0] = 1
@@ -70,13 +70,13 @@ def _vectorizer() -> Any:
         n_features=_FEATURES,
         norm=None,
         alternate_sign=False,
-        dtype=np.float64,
+        dtype=np.float32,
     )
 
 
 @lru_cache(maxsize=4)
 def _projection(dim: int, seed: int) -> Any:
-    """float64 CSR [_FEATURES, dim]: in each row one +1 or -1 in each of up to 8 blocks of columns."""
+    """float32 CSR [_FEATURES, dim]: in each row one +1 or -1 in each of up to 16 blocks of columns."""
     from scipy.sparse import csr_matrix
 
     blocks = min(_NONZEROS, dim)
@@ -85,6 +85,6 @@ def _projection(dim: int, seed: int) -> Any:
     bits = np.random.PCG64(seed).random_raw(_FEATURES * blocks).reshape(_FEATURES, blocks)
     width = starts[1:] - starts[:-1]
     columns = starts[:-1] + ((bits >> np.uint64(32)) * width >> np.uint64(32))
-    signs = np.where(bits & np.uint64(1), 1.0, -1.0)
+    signs = np.where(bits & np.uint64(1), np.float32(1), np.float32(-1))
     ends = np.arange(0, _FEATURES * blocks + 1, blocks, dtype=np.int32)
     return csr_matrix((signs.ravel(), columns.ravel().astype(np.int32), ends), shape=(_FEATURES, dim))

@@ -75,8 +75,8 @@ class MatrixStore:
 
     @classmethod
     def temporary(cls) -> MatrixStore:
-        """This process's own store, made at the first `put` and removed when the process ends; copies of it on
-        workers of the same host share it."""
+        """This process's own store, removed when the process ends; copies of it that travel to workers of the
+        same host share it."""
         return cls(_temporary_folder())
 
     def __repr__(self) -> str:
@@ -117,7 +117,7 @@ class MatrixStore:
 
         if not DeltaTable.is_deltatable(self.path):
             return False
-        return bool(DeltaTable(self.path).file_uris([("hash", "=", ref.hash)]))
+        return bool(DeltaTable(self.path).file_uris(file_pruning_predicate=[("hash", "=", ref.hash)]))
 
     def _append(self, ref: MatrixRef, ids: list[str], vectors: Floats) -> None:
         import pyarrow as pa

@@ -186,6 +186,7 @@ class LLMProductPrompt(FeatureBuilder[str]):
     deps = (ProductEmbeddingString,)
     value = pa.string()
     version = "1"
+    light = True
 
     @dataclass(frozen=True)
     class Config:
@@ -208,6 +209,7 @@ class LLMSuggestions(FeatureBuilder[list[str]]):
     deps = (LLMCompletion.on(prompt=LLMProductPrompt),)
     value = pa.list_(pa.string())
     version = "1"
+    light = True
     accepts_null = True
 
     @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class LLMLogic(FeatureBuilder[list[str]]):
     )
     value = pa.list_(pa.string())
     version = "1"
+    light = True
 
     @dataclass(frozen=True)
     class Config:
@@ -258,6 +261,7 @@ class SimilarProducts(FeatureBuilder[Ranked]):
     deps = (ProductEmbeddingSearcher.on(text=ProductEmbeddingString),)
     value = RANKED
     version = "1"
+    light = True
 
     @dataclass(frozen=True)
     class Config:

@@ -40,7 +40,10 @@ class IdScan:
 
 @dataclass(frozen=True)
 class TitleScan:
-    """All titles: the columns `product_id` and `value`, null where a title is missing or white space."""
+    """All titles: the columns `product_id` and `value`, null where a title is missing or white space.
+
+    Titles that are no text are given as they are, and refused by the type check as those from `build` are.
+    """
 
     scan: ProductScan
     attribute: str
@@ -51,13 +54,15 @@ class TitleScan:
 
     def to_arrow(self) -> pa.Table:
         table = self.scan.to_arrow()
-        titles: Any = table[self.attribute].cast(pa.string())
-        blank = pc.equal(pc.utf8_trim(titles, BLANKS), "")
-        return pa.table({"product_id": table["product_id"], "value": pc.if_else(blank, None, titles)})
+        titles: Any = table[self.attribute]
+        if pa.types.is_string(titles.type) or pa.types.is_large_string(titles.type):
+            titles = pc.if_else(pc.equal(pc.utf8_trim(titles, BLANKS), ""), None, titles)
+        return pa.table({"product_id": table["product_id"], "value": titles})
 
     def to_spark(self, spark: SparkSession) -> DataFrame:
         from pyspark.sql import functions as F
 
-        title = F.col(f"`{self.attribute}`").cast("string")
-        blank = F.trim(F.translate(title, BLANKS, " " * len(BLANKS))) == ""
+        name = self.attribute.replace("`", "``")
+        title = F.col(f"`{name}`")
+        blank = F.trim(F.translate(title.cast("string"), BLANKS, " " * len(BLANKS))) == ""
         return self.scan.to_spark(spark).select("product_id", F.when(~blank, title).alias("value"))

@@ -12,10 +12,13 @@ from featurekit_spark.errors import ConfigError, known_names
 
 __all__ = ["parse_suggestions", "render"]
 
-_ITEM = re.compile(r"^\s*(?:\(?\d{1,3}[.):]|[-*+\u2022\u2023\u2013\u2014])\s+(?P<item>.*\S)\s*$")
+_BULLET = r"\s*(?:\(?\d{1,3}[.):]|[-*+\u2022\u2023\u2013\u2014])"
+_ITEM = re.compile(rf"{_BULLET}\s+(?P<item>.*\S)\s*")
+_EMPTY_ITEM = re.compile(rf"{_BULLET}\s*")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
 _TEXT_FIELDS = ("title", "name", "description", "product", "text")
-_MARKS = re.compile(r"^(\*\*|__|[*_`\"'“])(?P<inner>.+?)(\*\*|__|[*_`\"'”])$")
+_MARKED = re.compile(r"(?P<mark>\*\*|__|[*_`\"'])(?P<inner>(?:(?!(?P=mark)).)+)(?P=mark)")
+_QUOTED = re.compile("\u201c(?P<inner>[^\u201c\u201d]+)\u201d")
 
 
 def render(template: str, columns: Mapping[str, Sequence[str]]) -> list[str]:
@@ -56,7 +59,8 @@ def parse_suggestions(answer: str | None, *, limit: int) -> list[str]:
     items = _from_json(text)
     if items is None:
         lines = _FENCE.sub("", text).splitlines()
-        items = [found["item"] for line in lines if (found := _ITEM.match(line))] or lines
+        items = [found["item"] for line in lines if (found := _ITEM.fullmatch(line))]
+        items = items or [line for line in lines if not _EMPTY_ITEM.fullmatch(line)]
     seen: dict[str, str] = {}
     for item in map(_plain, items):
         if item:
@@ -91,5 +95,5 @@ def _texts(items: Iterable[Any]) -> Iterable[str]:
 def _plain(item: str) -> str:
     """An item without Markdown emphasis or quotation marks around all of it."""
     item = " ".join(item.split())
-    found = _MARKS.match(item)
+    found = _MARKED.fullmatch(item) or _QUOTED.fullmatch(item)
     return found["inner"].strip() if found else item

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from featurekit_spark.errors import BudgetError, BuildError, ContextError, FeaturekitError, ServiceError
+from featurekit_spark.llm import Completion, OpenAIChat
+from featurekit_spark.llm import openai as adapter
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_FIRST_WAIT_S", 0.01)
+
+
+def model(server: Any, **options: Any) -> OpenAIChat:
+    return OpenAIChat(server.url, "m", api_key_env="TEST_CHAT_KEY", **options)
+
+
+def asked(chat: OpenAIChat, work: Callable[[OpenAIChat], Awaitable[Any]]) -> Any:
+    """Run `work` and close the client it made, so that no socket outlives the test."""
+
+    async def run() -> Any:
+        try:
+            return await work(chat)
+        finally:
+            for line in chat._lines.values():
+                await line.client.close()
+
+    return asyncio.run(run())
+
+
+def test_the_prompt_is_sent_byte_for_byte_and_usage_comes_back(server: Any) -> None:
+    prompt = '  get {title}\n\tfor \u00fc\U0001f600 \\ "x"  '
+    answer = asked(
+        model(server), lambda m: m.complete(prompt, system="a list", temperature=0.0, max_tokens=5)
+    )
+    assert answer == Completion("hello", 7, 3, usd=None, finish_reason="stop")
+    assert server.requests == [
+        {
+            "model": "m",
+            "messages": [{"role": "system", "content": "a list"}, {"role": "user", "content": prompt}],
+            "temperature": 0.0,
+            "max_tokens": 5,
+        }
+    ]
+    assert server.keys == ["Bearer sk-secret"]
+
+
+def test_what_is_not_set_is_not_sent(server: Any) -> None:
+    asked(model(server), lambda m: m.complete("p"))
+    assert server.requests == [{"model": "m", "messages": [{"role": "user", "content": "p"}]}]
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_what_may_pass_is_tried_again(server: Any, status: int) -> None:
+    server.fails(status).fails(status)
+    assert asked(model(server), lambda m: m.complete("p")).text == "hello"
+    assert len(server.requests) == 3
+
+
+def test_retry_after_is_honoured(server: Any) -> None:
+    server.fails(429, retry_after="0.4")
+    start = time.monotonic()
+    asked(model(server), lambda m: m.complete("p"))
+    assert time.monotonic() - start >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "calls"),
+    [
+        (400, "context_length_exceeded", BuildError, 1),
+        (401, "invalid_api_key", BuildError, 1),
+        (404, "model_not_found", BuildError, 1),
+        (429, "insufficient_quota", BudgetError, 1),
+        (503, "", ServiceError, 3),
+    ],
+)
+def test_errors_say_whether_trying_again_helps(
+    server: Any, status: int, code: str, kind: type[FeaturekitError], calls: int
+) -> None:
+    for _ in range(calls):
+        server.fails(status, code)
+    with pytest.raises(kind, match=f"m at {server.url}.*status {status}"):
+        asked(model(server, attempts=3), lambda m: m.complete("p"))
+    assert len(server.requests) == calls
+
+
+def test_answers_that_are_none(server: Any, reply: Any) -> None:
+    chat = model(server, attempts=2)
+    server.then(200, reply(None, refusal="I will not"))
+    with pytest.raises(BuildError, match="refused: I will not"):
+        asked(chat, lambda m: m.complete("p"))
+    server.then(200, reply("cut", finish_reason="content_filter"))
+    with pytest.raises(BuildError, match="content filter"):
+        asked(chat, lambda m: m.complete("p"))
+    server.then(200, b"{malformed").then(200, reply("good"))
+    assert asked(chat, lambda m: m.complete("p")).text == "good"
+    server.then(200, {"choices": []}).then(200, {"choices": []})
+    with pytest.raises(ServiceError, match="no choices"):
+        asked(chat, lambda m: m.complete("p"))
+    server.then(200, reply("cut", finish_reason="length"))
+    assert asked(chat, lambda m: m.complete("p")).finish_reason == "length"
+
+
+def test_a_server_that_hangs_or_is_not_there(server: Any) -> None:
+    server.delay_s = 1.0
+    with pytest.raises(ServiceError, match="no answer in time"):
+        asked(model(server, attempts=1, timeout_s=0.1), lambda m: m.complete("p"))
+    gone = OpenAIChat("http://127.0.0.1:9/v1", "m", api_key_env="TEST_CHAT_KEY", attempts=2)
+    with pytest.raises(ServiceError, match="attempt 2 of 2"):
+        asked(gone, lambda m: m.complete("p"))
+
+
+def test_calls_in_flight_are_bounded(server: Any) -> None:
+    server.delay_s = 0.03
+
+    async def many(chat: OpenAIChat) -> None:
+        await asyncio.gather(*(chat.complete(str(i)) for i in range(20)))
+
+    asked(model(server, concurrency=4), many)
+    assert len(server.requests) == 20
+    assert server.most_in_flight <= 4
+
+
+def test_the_key_stays_in_the_environment(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = model(server)
+    asked(chat, lambda m: m.complete("p"))
+    assert "sk-secret" not in repr(chat)
+    for dump in (pickle.dumps(chat), cloudpickle.dumps(chat)):
+        assert b"sk-secret" not in dump
+        again = pickle.loads(dump)
+        assert again.identity == chat.identity
+        assert asked(again, lambda m: m.complete("p")).text == "hello"
+    monkeypatch.delenv("TEST_CHAT_KEY")
+    with pytest.raises(ContextError, match="TEST_CHAT_KEY is not set"):
+        asked(model(server), lambda m: m.complete("p"))
+
+
+def test_against_llmock(llmock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_CHAT_KEY", "k")
+    chat = OpenAIChat(llmock.base_url("openai"), "gpt-4o-mini", api_key_env="TEST_CHAT_KEY")
+    llmock.rate_limit(times=2, retry_after=0.1).reply("1. a lamp")
+    answer = asked(chat, lambda m: m.complete("p", system="s"))
+    assert answer.text == "1. a lamp"
+    assert answer.tokens > 0
+    llmock.context_overflow()
+    with pytest.raises(BuildError, match="maximum context length"):
+        asked(chat, lambda m: m.complete("p"))

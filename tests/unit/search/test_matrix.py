@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+
+from featurekit_spark.errors import CacheError, DataError
+from featurekit_spark.search import Matrix, MatrixRef, MatrixStore
+from featurekit_spark.search import matrix as module
+
+
+@pytest.fixture(autouse=True)
+def _host_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    module._opened.clear()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MatrixStore:
+    return MatrixStore(tmp_path / "matrices")
+
+
+def vectors(rows: int, dim: int = 8) -> np.ndarray:
+    return np.random.default_rng(rows).standard_normal((rows, dim), dtype=np.float32)
+
+
+def named(rows: int) -> list[str]:
+    return [f"p-{i:05d}" for i in range(rows)]
+
+
+def test_what_is_put_is_opened(store: MatrixStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 1000)
+    ref = store.put(named(100), vectors(100))
+    assert (ref.rows, ref.dim) == (100, 8)
+    matrix = store.open(asdict(ref))
+    assert matrix.ids == tuple(named(100))
+    assert matrix.vectors.tobytes() == vectors(100).tobytes()
+    assert not matrix.vectors.flags.writeable
+    assert matrix.row_of["p-00042"] == 42
+    assert (Path(store.path) / ref.path).is_dir()
+
+
+def test_equal_content_is_stored_once(store: MatrixStore) -> None:
+    ref = store.put(named(3), vectors(3))
+    assert store.put(named(3), vectors(3)) == ref
+    assert DeltaTable(store.path).version() == 0
+    assert store.put(named(3), vectors(3) + 1) != ref
+    assert store.put(["x", "y", "z"], vectors(3)) != ref
+    assert DeltaTable(store.path).version() == 2
+    protocol = DeltaTable(store.path).protocol()
+    assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
+
+
+def test_an_empty_matrix(store: MatrixStore) -> None:
+    matrix = store.open(store.put([], np.empty((0, 8), np.float32)))
+    assert matrix.ids == () and matrix.vectors.shape == (0, 8)
+    assert matrix.index.search(vectors(1), 2)[1].tolist() == [[-1, -1]]
+
+
+def test_another_process_opens_it(store: MatrixStore, tmp_path: Path) -> None:
+    ref = store.put(named(5), vectors(5))
+    code = (
+        "import pickle, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "store, ref = pickle.loads(bytes.fromhex(sys.argv[2])); print(store.open(ref).vectors.tobytes().hex())"
+    )
+    sent = pickle.dumps((store, ref)).hex()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), sent], check=True, capture_output=True, text=True
+    )
+    assert bytes.fromhex(done.stdout.strip()) == vectors(5).tobytes()
+
+
+def test_a_local_copy_with_the_wrong_size_is_made_again(store: MatrixStore) -> None:
+    ref = store.put(named(5), vectors(5))
+    store.open(ref)
+    module._opened.clear()
+    copy = next(module._host_folder().glob("*.f4"))
+    copy.write_bytes(b"torn")
+    assert store.open(ref).vectors.tobytes() == vectors(5).tobytes()
+
+
+def test_two_writers_at_once_leave_the_blocks_twice(store: MatrixStore) -> None:
+    ref = store.put(named(5), vectors(5))
+    store._append(ref, named(5), vectors(5))
+    assert store.open(ref).ids == tuple(named(5))
+
+
+def test_what_is_gone_is_told(store: MatrixStore) -> None:
+    ref = MatrixRef("0" * 32, 1, 8, "hash=0")
+    with pytest.raises(CacheError, match="Compute the embedding DB again"):
+        store.open(ref)
+    store.put(named(1), vectors(1))
+    with pytest.raises(CacheError, match="Compute the embedding DB again"):
+        store.open(ref)
+
+
+def test_few_matrices_stay_open(store: MatrixStore) -> None:
+    refs = [store.put(named(n), vectors(n)) for n in range(1, 8)]
+    opened: list[Matrix] = [store.open(ref) for ref in refs]
+    assert len(module._opened) == module._KEPT_OPEN
+    assert store.open(refs[-1]) is opened[-1]
+    assert opened[0].vectors.tobytes() == vectors(1).tobytes()
+
+
+def test_what_could_not_be_searched_is_refused(store: MatrixStore) -> None:
+    with pytest.raises(DataError, match="'p-00001'"):
+        store.put(named(2), np.array([[1, 0], [0, 0]], dtype=np.float32))
+    with pytest.raises(DataError, match="'a' is in the matrix twice"):
+        store.put(["a", "a"], vectors(2))
+    with pytest.raises(DataError, match="one row per id"):
+        store.put(["a"], vectors(2))
+
+
+def test_a_temporary_store_ends_with_its_process() -> None:
+    code = (
+        "import numpy as np; from featurekit_spark.search import MatrixStore\n"
+        "store = MatrixStore.temporary(); store.put(['a'], np.ones((1, 2), np.float32)); print(store.path)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    path = Path(done.stdout.strip())
+    assert path.is_absolute() and not path.exists()
