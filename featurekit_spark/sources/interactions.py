@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +32,7 @@ from featurekit_spark.sources.folder import find_parts
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.compute as pc
 
 __all__ = ["COLUMNS", "DeltaInteractionDB", "FileInteractionDB", "InteractionDataDB", "interaction_schema"]
 
@@ -68,7 +72,7 @@ class InteractionDataDB(Protocol):
 
 @dataclass(frozen=True)
 class FileInteractionDB:
-    """Interactions in `{merchant}_{market}.csv` or `.parquet` in a folder; part files in a folder of that name.
+    """Interactions in `{merchant}_{market}.csv` or `.parquet` in a folder, or part files in folders so named.
 
     CSV times are ISO 8601 (`2026-01-31T12:00:00Z`, also with a blank for the T, an offset, or a date alone).
     """
@@ -98,7 +102,7 @@ class FileInteractionDB:
 
 @dataclass(frozen=True)
 class DeltaInteractionDB:
-    """Interactions in one Delta table; columns `merchant` and `market`, where it has them, choose the rows."""
+    """Interactions in one Delta table; its columns `merchant` and `market`, if any, choose the rows."""
 
     path: str | Path
 
@@ -119,12 +123,9 @@ class DeltaInteractionDB:
         names = column_names(table)
         _require(names, str(self.path))
         owner = {k: v for k, v in {"merchant": merchant, "market": market}.items() if k in names}
+        timed = {field.name: str(field.type.to_json()).strip('"') for field in table.schema().fields}
         conditions = [equal_to(owner)] if owner else []
-        if wanted.entity_ids is not None:
-            listed = ", ".join(literal(entity_id) for entity_id in sorted(wanted.entity_ids)) or "NULL"
-            conditions.append(
-                f"({identifier('entity_id')} IN ({listed}) OR {identifier('entity_id')} IS NULL)"
-            )
+        conditions += wanted.sql(timed=timed["served_at"].startswith("timestamp"))
         found = select(table, {name: name for name in COLUMNS}, where=" AND ".join(conditions))
         return _checked(found, str(self.path), wanted).sort_by(_ORDER)
 
@@ -143,6 +144,37 @@ class _Wanted:
             raise UsageError(f"entity_ids {entity_ids!r} is one text; give a collection of ids.")
         ids = None if entity_ids is None else frozenset(entity_ids)
         return cls(ids, since and _utc(since), until and _utc(until))
+
+    def sql(self, *, timed: bool) -> list[str]:
+        """Conditions to push down; rows with nulls pass, so that they are found to be bad."""
+        entity, moment = identifier("entity_id"), identifier("served_at")
+        conditions = []
+        if self.entity_ids is not None:
+            listed = ", ".join(literal(entity_id) for entity_id in sorted(self.entity_ids)) or "NULL"
+            conditions.append(f"({entity} IN ({listed}) OR {entity} IS NULL)")
+        for sign, bound in ((">=", self.since), ("<", self.until)):
+            if timed and bound is not None:
+                value = f"TIMESTAMP {literal(bound.isoformat())}"
+                conditions.append(f"({moment} {sign} {value} OR {moment} IS NULL)")
+        return conditions
+
+    def expression(self, schema: pa.Schema) -> pc.Expression | None:
+        """The same for Parquet; only what the file's types allow."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        entity, moment = pc.field("entity_id"), pc.field("served_at")
+        conditions = []
+        if self.entity_ids is not None and pa.types.is_string(schema.field("entity_id").type):
+            ids = pa.array(sorted(self.entity_ids), pa.string())
+            conditions.append(entity.isin(ids) | entity.is_null())
+        kind = schema.field("served_at").type
+        if pa.types.is_timestamp(kind):
+            if self.since is not None:
+                conditions.append((moment >= _scalar(self.since, kind)) | moment.is_null())
+            if self.until is not None:
+                conditions.append((moment < _scalar(self.until, kind)) | moment.is_null())
+        return reduce(and_, conditions) if conditions else None
 
     def among(self, table: pa.Table) -> pa.Table:
         import pyarrow as pa
@@ -174,12 +206,23 @@ def _parquet_part(path: Path, wanted: _Wanted) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        _require(tuple(file.schema_arrow.names), str(path))
-        table = file.read(columns=list(COLUMNS)).select(COLUMNS)
+        schema = pq.read_schema(path)
+        _require(tuple(schema.names), str(path))
+        wanted_only = wanted.expression(schema)
+        if wanted_only is not None:
+            # A bad row's number is known only where all rows are read, which a bad file is worth.
+            with suppress(DataError):
+                return _checked(_parquet_rows(path, wanted_only), str(path), wanted)
+        table = _parquet_rows(path, None)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet ({error}); write the file again.") from None
     return _checked(table, str(path), wanted)
+
+
+def _parquet_rows(path: Path, wanted: pc.Expression | None) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path, columns=list(COLUMNS), filters=wanted, partitioning=None).select(COLUMNS)
 
 
 def _require(names: tuple[str, ...], where: str) -> None:
@@ -226,10 +269,9 @@ def _moments(column: pa.ChunkedArray, name: str, where: str, place: Callable[[in
     moment = pa.timestamp("us", "UTC")
     kind = plain_type(column.type)
     if pa.types.is_string(kind):
-        texts = column.cast(kind).to_pylist()
-        return pa.chunked_array(
-            [pa.array([_parse(t, r, name, where, place) for r, t in enumerate(texts)], moment)]
-        )
+        texts = enumerate(column.cast(kind).to_pylist())
+        moments = [_parse(text, row, name, where, place) for row, text in texts]
+        return pa.chunked_array([pa.array(moments, moment)])
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         # A naive time is UTC here, and a cast to UTC keeps its figures. Below a microsecond is cut off.
         return column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(moment)
@@ -252,3 +294,9 @@ def _parse(text: str | None, row: int, name: str, where: str, place: Callable[[i
 
 def _utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _scalar(bound: datetime, kind: pa.TimestampType) -> pa.Scalar:
+    import pyarrow as pa
+
+    return pa.scalar(bound if kind.tz else bound.replace(tzinfo=None), kind)
