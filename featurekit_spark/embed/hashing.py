@@ -23,9 +23,9 @@ _NONZEROS = 16
 
 
 class HashingEmbedder:
-    """Character 3-4-grams within words, hashed to 2**18 features, damped by the square root of their counts, then projected to
-    `dim` by a seeded sparse matrix of +1 and -1 (Achlioptas 2003; Kane and Nelson 2014) and scaled to unit
-    length.
+    """Character 3-4-grams within words, hashed to 2**18 features, damped by the square root of their counts,
+    then projected to `dim` by a seeded sparse matrix of +1 and -1 (Achlioptas 2003; Kane and Nelson 2014) and
+    scaled to unit length.
 
     Texts that share spelling are near each other: typos, word order and plurals matter little, synonyms are
     far apart. A text of white space only has no n-grams and is a UsageError.

@@ -84,6 +84,8 @@ class FlatIndex:
                 f"queries have {asked.shape[1]} dimensions, the matrix has {dim}; use one embedder for both"
             )
         norms = _norms(asked, "query", None)
+        if self.metric == "ip" and len(asked) and self._largest * norms.max() > np.finfo(np.float32).max:
+            raise DataError("inner products overflow float32: scale the vectors, or use metric='cosine'")
         left_out = _exclusions(exclude, len(asked), size)
         scores = np.full((len(asked), k), -np.inf, dtype=np.float32)
         found = np.full((len(asked), k), -1, dtype=np.int64)

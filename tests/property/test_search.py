@@ -8,8 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurekit_spark.search import FlatIndex
-from featurekit_spark.search import kernel
+from featurekit_spark.search import FlatIndex, kernel
 
 Kind = Literal["random", "duplicated", "near", "integers", "scaled"]
 

@@ -80,6 +80,7 @@ def test_the_builder_follows_the_contexts_embedder() -> None:
 def test_nothing_heavy_is_imported_before_the_first_use() -> None:
     code = (
         "import sys, featurekit_spark.context as c; c.Context()\n"
-        "heavy = {'sklearn', 'scipy', 'openai', 'pyspark', 'deltalake'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'sklearn', 'scipy', 'openai', 'pyspark', 'deltalake'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

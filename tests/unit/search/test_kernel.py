@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from featurekit_spark.errors import DataError, UsageError
-from featurekit_spark.search import FlatIndex, top_k
-from featurekit_spark.search import kernel
+from featurekit_spark.search import FlatIndex, kernel, top_k
 
 EYE = np.eye(4, dtype=np.float32)
 
@@ -64,6 +63,12 @@ def test_vectors_without_a_direction_are_named(bad: float) -> None:
         FlatIndex(matrix, ids=["a", "b", "c", "d"])
     with pytest.raises(DataError, match="query 2"):
         top_k(matrix, EYE, 1)
+
+
+def test_products_that_overflow_are_refused() -> None:
+    with pytest.raises(DataError, match="overflow"):
+        top_k(EYE * 1e20, EYE * 1e20, 1)
+    assert top_k(EYE * 1e20, EYE * 1e20, 1, metric="cosine")[1].tolist() == [[0], [1], [2], [3]]
 
 
 def test_wrong_shapes_are_told() -> None:

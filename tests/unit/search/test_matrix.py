@@ -67,7 +67,8 @@ def test_another_process_opens_it(store: MatrixStore, tmp_path: Path) -> None:
     ref = store.put(named(5), vectors(5))
     code = (
         "import pickle, sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
-        "store, ref = pickle.loads(bytes.fromhex(sys.argv[2])); print(store.open(ref).vectors.tobytes().hex())"
+        "store, ref = pickle.loads(bytes.fromhex(sys.argv[2]))\n"
+        "print(store.open(ref).vectors.tobytes().hex())"
     )
     sent = pickle.dumps((store, ref)).hex()
     done = subprocess.run(
