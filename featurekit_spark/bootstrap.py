@@ -174,7 +174,7 @@ class Bootstrap:
                         key_template=sink.key_template,
                         key_template_other=sink.key_template_other,
                         ttl_s=sink.ttl_s,
-                        publish=sink.publish,
+                        publish_as=sink.publish,
                         batch=sink.batch,
                         timeout_s=sink.timeout_s,
                     )

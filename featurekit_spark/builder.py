@@ -154,6 +154,10 @@ class FeatureBuilder(Generic[V]):
     `build_one(inputs, config, context)`: a dict with the same names for one key, to one value;
     `get(key, config, context, controller)`: by hand, everything read through `controller.get`.
     `build` and `build_one` may be `async def`. Each sees only the context attributes named in `needs`.
+
+    `paid`: a model's answer, kept until its ttl or a refresh. `inline`: never cached, evaluated where it is read.
+    `light`: cheaper to evaluate than to send to a worker, so that Spark runs it in-process for longer.
+    `accepts_null`: build sees null inputs, which otherwise make the value null.
     """
 
     key: ClassVar[tuple[str, ...]] = ()
@@ -166,6 +170,7 @@ class FeatureBuilder(Generic[V]):
     freshness: ClassVar[Freshness] = Freshness()
     paid: ClassVar[bool] = False
     inline: ClassVar[bool] = False
+    light: ClassVar[bool] = False
     accepts_null: ClassVar[bool] = False
 
     @dataclass(frozen=True)

@@ -108,8 +108,7 @@ class Execution:
             for stage in self.plan.stages:
                 start = time.perf_counter()
                 self._run(stage)
-                name = type(stage).__name__
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+                self.seconds[stage.label] = self.seconds.get(stage.label, 0.0) + time.perf_counter() - start
         finally:
             commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
         self._write_traces()

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 Builder = type[FeatureBuilder[Any]]
+_LIGHT_FACTOR = 50
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class ReadKeys:
 
     keyset: type[KeySet]
 
+    @property
+    def label(self) -> str:
+        return self.keyset.name
+
 
 @dataclass(frozen=True)
 class ReadSource:
@@ -62,12 +67,17 @@ class ReadSource:
     space: Space
     feeds: frozenset[str]
 
+    @property
+    def label(self) -> str:
+        return self.source.name
+
 
 @dataclass(frozen=True)
 class CheckTraces:
     """Runs once sources are read: keys whose trace still holds are done, the rest go on."""
 
     targets: tuple[TargetTrace, ...]
+    label: str = "check"
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,16 @@ class KeyedStage:
     paid: bool
     feeds: frozenset[str]
 
+    @property
+    def label(self) -> str:
+        return " -> ".join(builder.name for builder in self.builders)
+
+    def in_process_limit(self, in_process_keys: int) -> int:
+        """Up to how many keys the stage runs in the driver's process, where a stage of other builders may have
+        `in_process_keys`: light builders cost less than the trip to a worker and back."""
+        light = all(builder.light for builder in self.builders)
+        return in_process_keys * (_LIGHT_FACTOR if light else 1)
+
 
 @dataclass(frozen=True)
 class GatherStage:
@@ -93,6 +113,10 @@ class GatherStage:
     builder: Builder
     space: Space
     feeds: frozenset[str]
+
+    @property
+    def label(self) -> str:
+        return self.builder.name
 
 
 Stage = ReadKeys | ReadSource | CheckTraces | KeyedStage | GatherStage
@@ -320,7 +344,6 @@ def _names(builders: Sequence[Builder]) -> str:
 
 
 def _told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
-    where = "in-process" if state.engine == "local" else f"in-process up to {state.in_process_keys} keys, else on Spark"
     match stage:
         case ReadKeys(keyset):
             return f"read keys    {keyset.name}: {', '.join(keyset.key)} -> {keyset.of}", []
@@ -336,8 +359,10 @@ def _told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
             return "check        which keys are proven unchanged", details
         case KeyedStage(space, builders, given, paid):
             kind = "paid stage " if paid else "stage      "
+            limit = stage.in_process_limit(state.in_process_keys)
+            where = "in-process" if state.engine == "local" else f"in-process up to {limit} keys, else on Spark"
             details = [f"keys   {space}", f"given  {_names(given)}", f"runs   {where}"]
-            return f"{kind}  {' -> '.join(b.name for b in builders)}", details
+            return f"{kind}  {stage.label}", details
         case GatherStage(builder):
             gathers = [str(dep) for dep in _deps(builder) if dep.keyset is not None]
             return f"group stage  {builder.name}", [f"gathers  {gather}" for gather in gathers]

@@ -38,12 +38,11 @@ class LocalEngine:
         commit(job.cache, evaluator, run_id=job.run_id)
 
     def _resolve(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
-        label = " -> ".join(builder.name for builder in stage.builders)
         for start in range(0, len(keys), job.batch_rows):
             batch = keys[start : start + job.batch_rows]
             for builder in stage.builders:
                 evaluator.resolve(builder, [keys_of(stage.space.key, key, builder.key) for key in batch])
-            job.progress(label, start + len(batch), len(keys))
+            job.progress(stage.label, start + len(batch), len(keys))
 
     def scan(self, scan: Any) -> pa.Table:
         table: pa.Table = scan.to_arrow()

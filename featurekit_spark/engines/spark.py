@@ -94,7 +94,7 @@ class SparkEngine:
                         ) from error
 
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
-        if len(keys) <= self.in_process_keys:
+        if len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
         session = self.session
@@ -122,7 +122,7 @@ class SparkEngine:
                 raise _raised(failure)
         rows = pa.concat_tables([_opened(part.as_py()) for part in answers["rows"]])
         self._take(stage, rows, evaluator, job)
-        job.progress(" -> ".join(builder.name for builder in stage.builders), len(keys), len(keys))
+        job.progress(stage.label, len(keys), len(keys))
 
     def scan(self, scan: Any) -> pa.Table:
         return self._local.scan(scan)
