@@ -46,7 +46,7 @@ class Context:
     """The dependencies of a run or a request, all optional.
 
     `merchant_config` is read with defaults: `prompt_template`, `top_k`, `title_attribute`, `dimensions` (of
-    the market), `logic_builders`, `temperature`, `max_tokens`, and what builders of your own look for. A
+    the market), `logic_builders`, `suggestions`, `temperature`, `max_tokens`, and what builders of your own look for. A
     builder sees only the attributes it names in `needs`. For attributes of your own, subclass with a frozen
     dataclass.
     """

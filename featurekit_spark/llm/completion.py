@@ -47,8 +47,10 @@ class LLMCompletion(FeatureBuilder[str]):
 
     def default_config(self, context: Any) -> Config:
         merchant = context.merchant_config
+        wanted = merchant.get("suggestions")
         return self.Config(
             context.llm.identity,
+            system=LIST_INSTRUCTION if wanted is None else f"{LIST_INSTRUCTION} Give {wanted} items.",
             temperature=merchant.get("temperature"),
             max_tokens=merchant.get("max_tokens"),
         )

@@ -218,6 +218,9 @@ class LLMSuggestions(FeatureBuilder[list[str]]):
 
         limit: int = 10
 
+    def default_config(self, context: Any) -> Config:
+        return self.Config(context.merchant_config.get("suggestions", self.Config.limit))
+
     def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[list[str]]:
         return [parse_suggestions(answer, limit=config.limit) for answer in inputs["LLMCompletion"]]
 

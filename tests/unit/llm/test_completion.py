@@ -73,6 +73,11 @@ def test_everything_in_a_request_is_part_of_its_identity() -> None:
     assert len(hashes | {plain.config_hash}) == 6
 
 
+def test_the_number_of_suggestions_is_asked_for() -> None:
+    config = bind(LLMCompletion, Context(merchant_config={"suggestions": 4})).config
+    assert config.system.endswith("Give 4 items.")
+
+
 def test_a_config_for_another_model_is_refused() -> None:
     context = Context()
     with pytest.raises(ContextError, match="configured for 'other'"):
