@@ -24,6 +24,7 @@ from featurekit_spark.errors import BuildError, NotBuiltError
 from featurekit_spark.search import MatrixStore
 from featurekit_spark.sources.files import FileProductDB
 from featurekit_spark.testing.fakes import CountingLLM, ProductDBFake
+from featurekit_spark.testing.parity import assert_parity
 
 TITLES = {
     "p1": "Red desk lamp",
@@ -106,6 +107,13 @@ def test_top_k_is_searched_without_the_product_itself(tmp_path: Path) -> None:
     assert [hit["product_id"] for hit in got.get(SimilarProducts, at("p1")).value or []] == ["p7", "p2"]
     assert got.get(LLMLogic, at("p1")).value == ["p2", "p4"]
     assert got.get(ProductEmbeddingSearcher, ("shop", "US", "  ")).value is None
+
+
+@pytest.mark.parametrize("target", [LLMLogic, SimilarProducts])
+def test_every_way_of_running_agrees(tmp_path: Path, target: Any) -> None:
+    context = controller(tmp_path).context
+    values = assert_parity(target.over(ProductIds), context, merchant="shop", market="US")
+    assert len(values) == len(TITLES)
 
 
 def test_an_empty_catalog_and_a_single_product(tmp_path: Path) -> None:
