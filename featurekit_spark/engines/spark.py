@@ -11,10 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,11 +19,11 @@ import pyarrow.compute as pc
 
 from featurekit_spark import errors
 from featurekit_spark.builder import FeatureBuilder, keys_of
-from featurekit_spark.controller import HandController
 from featurekit_spark.engines.local import LocalEngine
-from featurekit_spark.engines.lookup import as_table, from_table, local_builders, stage_candidates
+from featurekit_spark.engines.lookup import as_table, local_builders, stage_candidates
+from featurekit_spark.engines.tasks import ChunkTask, StageWork, framed, opened
 from featurekit_spark.errors import ContextError, FeaturekitError
-from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Job
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.plan import KeyedStage, Plan
@@ -39,7 +36,6 @@ from featurekit_spark.results import (
     new_pointers,
     results_by_key,
     to_given,
-    to_rows,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +79,7 @@ class SparkEngine:
 
         for stage in plan.stages:
             if isinstance(stage, KeyedStage):
-                for name, value in _travelling(stage, job).items():
+                for name, value in travelling(stage, job).items():
                     try:
                         cloudpickle.dumps(value)
                     except Exception as error:
@@ -103,24 +99,15 @@ class SparkEngine:
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
         cached = as_table(stage_candidates(stage, keys, job))
         payloads = [_pack(stage, chunk, evaluator, cached, job) for chunk in chunks]
-        task = StageTask(
-            stage.space.key,
-            stage.builders,
-            job.bindings,
-            _travelling(stage, job),
-            _shared(stage, keys, evaluator, job),
-            job.now,
-            job.batch_rows,
-            job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
-        )
+        work = stage_work(stage, evaluator, job)
         frame = session.createDataFrame(pa.table({"chunk": pa.array(payloads, pa.binary())}))
         if len(chunks) > slots and self.partitions:
             frame = frame.repartition(slots)
-        answers = frame.mapInArrow(task, "rows binary, failure string").toArrow()
+        answers = frame.mapInArrow(ChunkTask(work), "rows binary, failure string").toArrow()
         for failure in answers["failure"].to_pylist():
             if failure is not None:
                 raise _raised(failure)
-        rows = pa.concat_tables([_opened(part.as_py()) for part in answers["rows"]])
+        rows = pa.concat_tables([opened(part.as_py()) for part in answers["rows"]])
         self._take(stage, rows, evaluator, job)
         job.progress(stage.label, len(keys), len(keys))
 
@@ -143,59 +130,18 @@ class SparkEngine:
                     evaluator.give(builder, results_by_key(own, bound.type))
 
 
-@dataclass(frozen=True)
-class StageTask:
-    """The function a stage's UDF runs: chunks in, rows of results out. Holds only what the stage needs."""
-
-    fields: tuple[str, ...]
-    builders: tuple[type[FeatureBuilder[Any]], ...]
-    bindings: Bindings
-    context: Mapping[str, Any]
-    shared: tuple[tuple[type[FeatureBuilder[Any]], pa.Table], ...]
-    now: datetime
-    batch_rows: int
-    cache: Any = None
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for chunk in batch["chunk"]:
-                rows: bytes | None = None
-                failure: str | None = None
-                try:
-                    rows = _closed(self.resolve(chunk.as_py()))
-                except FeaturekitError as error:  # told in our own words on the driver, not in a Java stack trace
-                    failure = json.dumps([type(error).__name__, str(error)])
-                yield pa.record_batch(
-                    {"rows": pa.array([rows], pa.binary()), "failure": pa.array([failure], pa.string())}
-                )
-
-    def resolve(self, chunk: bytes) -> pa.Table:
-        """Evaluate one chunk: keys, given results and cached candidates in, the stage's results out."""
-        keys_table, given, cached = _unpacked(chunk)
-        keys = [tuple(json.loads(text)) for text in keys_table["key"].to_pylist()]
-        context = SimpleNamespace(**self.context)
-        store = self.cache if self.cache is not None else from_table(cached)
-        evaluator = Evaluator(
-            self.bindings,
-            context,
-            store,
-            now=self.now,
-            batch_rows=self.batch_rows,
-            controller=lambda e: HandController(context, store, e),
-        )
-        for builder, table in self.shared:
-            evaluator.give(builder, results_by_key(table, self.bindings[builder].type))
-        by_name = {builder.name: builder for builder, _ in self.bindings.items()}
-        for name in given["builder"].unique().to_pylist():
-            own = given.filter(pc.equal(given["builder"], name))
-            evaluator.give(by_name[name], results_by_key(own, self.bindings[by_name[name]].type))
-        for builder in self.builders:
-            evaluator.resolve(builder, [keys_of(self.fields, key, builder.key) for key in keys])
-        bound = {builder.name: found for builder, found in self.bindings.items()}
-        return pa.concat_tables(
-            [to_rows(name, bound[name].config_hash, pairs) for name, pairs in evaluator.take_made().items()]
-            or [ROW_SCHEMA.empty_table()]
-        )
+def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
+    """What the stage's builders need in a worker."""
+    return StageWork(
+        stage.space.key,
+        stage.builders,
+        job.bindings,
+        travelling(stage, job),
+        _shared(stage, evaluator, job),
+        job.now,
+        job.batch_rows,
+        job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
+    )
 
 
 def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached: pa.Table, job: Job) -> bytes:
@@ -220,7 +166,7 @@ def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached:
         own = cached.filter(pc.is_in(cached["key"], pa.array(sorted(wanted), pa.string())))
     keys_table = pa.table({"key": pa.array([key_json(key) for key in chunk], pa.string())})
     given_table = pa.concat_tables(rows) if rows else ROW_SCHEMA.empty_table()
-    return b"".join(_framed(part) for part in (keys_table, given_table, own))
+    return b"".join(framed(part) for part in (keys_table, given_table, own))
 
 
 def _is_shared(builder: type[FeatureBuilder[Any]], job: Job) -> bool:
@@ -228,7 +174,7 @@ def _is_shared(builder: type[FeatureBuilder[Any]], job: Job) -> bool:
 
 
 def _shared(
-    stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job
+    stage: KeyedStage, evaluator: Evaluator, job: Job
 ) -> tuple[tuple[type[FeatureBuilder[Any]], pa.Table], ...]:
     """Group-level results: passed once with the task, not once per chunk."""
     shared = []
@@ -240,7 +186,7 @@ def _shared(
     return tuple(shared)
 
 
-def _travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
+def travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
     """The context attributes that the stage's builders declare; all of them where one is a hand-written get."""
     builders = local_builders(stage, job)
     if any(builder.is_dynamic() for builder in builders):
@@ -270,31 +216,6 @@ def _counted(rows: pa.Table, *, paid: bool) -> Counts:
         usd=usd,
         seconds=pc.sum(built["seconds"]).as_py() or 0.0,
     )
-
-
-def _closed(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return bytes(sink.getvalue())
-
-
-def _opened(data: bytes) -> pa.Table:
-    return pa.ipc.open_stream(data).read_all()
-
-
-def _framed(table: pa.Table) -> bytes:
-    data = _closed(table)
-    return len(data).to_bytes(8, "little") + data
-
-
-def _unpacked(chunk: bytes) -> list[pa.Table]:
-    tables, at = [], 0
-    while at < len(chunk):
-        size = int.from_bytes(chunk[at : at + 8], "little")
-        tables.append(_opened(chunk[at + 8 : at + 8 + size]))
-        at += 8 + size
-    return tables
 
 
 def _raised(failure: str) -> FeaturekitError:

@@ -1,0 +1,266 @@
+"""What runs inside Spark's Python workers: functions from Arrow batches to Arrow batches around the evaluator.
+
+Each holds only what its stage needs and knows no session. An error of the run (a spent budget, a context that lacks
+something) is told in the library's own words on the driver, not in a Java stack trace.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, keys_of
+from featurekit_spark.controller import HandController
+from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
+from featurekit_spark.errors import FeaturekitError
+from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.fingerprint import key_json
+from featurekit_spark.results import ROW_SCHEMA, Origin, Result, results_by_key, to_rows
+from featurekit_spark.values import ValueType, typed_column
+
+__all__ = [
+    "GIVEN_SCHEMA",
+    "ChunkTask",
+    "ColumnTask",
+    "DecodeTask",
+    "GatherTask",
+    "LinkTask",
+    "SourceTask",
+    "StageWork",
+    "closed",
+    "framed",
+    "opened",
+]
+
+Key = tuple[Any, ...]
+Builder = type[FeatureBuilder[Any]]
+
+GIVEN_SCHEMA = pa.schema([*ROW_SCHEMA, ("cached", pa.bool_()), ("last_reads", pa.string())])
+"""A row given to a key of a stage: a result of an earlier stage, or (`cached`) an entry that it may find."""
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage's part in a worker: its builders, and what they share.
+
+    `context`: the attributes that its builders declare. `shared`: group-level results, passed once.
+    `cache`: for hand-written gets only, whose reads nobody knows beforehand.
+    """
+
+    fields: tuple[str, ...]
+    builders: tuple[Builder, ...]
+    bindings: Bindings
+    context: Mapping[str, Any]
+    shared: tuple[tuple[Builder, pa.Table], ...]
+    now: datetime
+    batch_rows: int
+    cache: Any = None
+
+    def evaluator(self, given: pa.Table, cached: pa.Table) -> Evaluator:
+        """An evaluator that knows the given rows."""
+        context = SimpleNamespace(**self.context)
+        store: Any = self.cache if self.cache is not None else from_table(cached)
+        evaluator = Evaluator(
+            self.bindings,
+            context,
+            store,
+            now=self.now,
+            batch_rows=self.batch_rows,
+            controller=lambda e: HandController(context, store, e),
+        )
+        for builder, table in self.shared:
+            evaluator.give(builder, results_by_key(table, self.bindings[builder].type))
+        self.give(evaluator, given)
+        return evaluator
+
+    def give(self, evaluator: Evaluator, given: pa.Table) -> None:
+        """Hand over rows of any builders."""
+        by_name = {builder.name: builder for builder, _ in self.bindings.items()}
+        for name in given["builder"].unique().to_pylist():
+            own = given.filter(pc.equal(given["builder"], name))
+            evaluator.give(by_name[name], results_by_key(own, self.bindings[by_name[name]].type))
+
+    def resolve(self, keys: Sequence[Key], given: pa.Table, cached: pa.Table) -> pa.Table:
+        """The stage's results for some keys, as ROW_SCHEMA rows."""
+        evaluator = self.evaluator(given, cached)
+        for builder in self.builders:
+            evaluator.resolve(builder, [keys_of(self.fields, key, builder.key) for key in keys])
+        return made_rows(evaluator, self.bindings)
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """For results that fit the driver: a chunk in one cell, its keys, given rows and candidates as Arrow streams."""
+
+    work: StageWork
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for chunk in batch["chunk"]:
+                rows: bytes | None = None
+                failure: str | None = None
+                try:
+                    keys, given, cached = unpacked(chunk.as_py())
+                    rows = closed(self.work.resolve(_keys(keys["key"]), given, cached))
+                except FeaturekitError as error:
+                    failure = json.dumps([type(error).__name__, str(error)])
+                yield pa.record_batch(
+                    {"rows": pa.array([rows], pa.binary()), "failure": pa.array([failure], pa.string())}
+                )
+
+
+@dataclass(frozen=True)
+class ColumnTask:
+    """For tables of any size: a row per key, what it is given as a list column; results out as rows."""
+
+    work: StageWork
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for keys, given, cached in _split(batches, self.work.batch_rows):
+            yield from self.work.resolve(keys, given, cached).to_batches()
+
+
+@dataclass(frozen=True)
+class LinkTask:
+    """Where keys lead through a dep: (reader, key), one row for each key that is reached."""
+
+    work: StageWork
+    dep: Dep
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for keys, given, cached in _split(batches, self.work.batch_rows):
+            evaluator = self.work.evaluator(given, cached)
+            readers, reached = [], []
+            for key in keys:
+                for found in evaluator.dep_keys(self.dep, self.work.fields, [key]):
+                    readers.append(key_json(key))
+                    reached.append(key_json(found))
+            yield pa.record_batch(
+                {"reader": pa.array(readers, pa.string()), "key": pa.array(reached, pa.string())}
+            )
+
+
+@dataclass(frozen=True)
+class SourceTask:
+    """A scan's (member, value) rows as results of a source."""
+
+    work: StageWork
+    group: Key
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        source = self.work.builders[0]
+        for batch in batches:
+            evaluator = self.work.evaluator(ROW_SCHEMA.empty_table(), CACHED_SCHEMA.empty_table())
+            keys = [(*self.group, member) for member in batch.column(0).to_pylist()]
+            evaluator.give_source(source, keys, batch.column(1).to_pylist())
+            yield from made_rows(evaluator, self.work.bindings).to_batches()
+
+
+@dataclass(frozen=True)
+class GatherTask:
+    """A group-level builder over all rows of one partition: members (rows of the key set) and what they lead to."""
+
+    work: StageWork
+    keysets: tuple[type[KeySet], ...]
+    group: Key
+    candidates: pa.Table
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        whole = list(batches)
+        if not whole:  # an empty partition: the rows are in the one other
+            return
+        rows = pa.Table.from_batches(whole).select(ROW_SCHEMA.names)
+        names = {keyset.name for keyset in self.keysets}
+        is_member = pc.is_in(rows["builder"], pa.array(sorted(names), pa.string()))
+        evaluator = self.work.evaluator(rows.filter(pc.invert(is_member)), self.candidates)
+        evaluator.gather = "build"
+        for keyset in self.keysets:
+            own = rows.filter(pc.equal(rows["builder"], keyset.name))
+            members = sorted(key[-1] for key in _keys(own["key"]))
+            value = Result(Origin.HIT, "members", value=members)
+            evaluator.give(keyset, {self.group: value})
+        builder = self.work.builders[0]
+        evaluator.resolve(builder, [keys_of(self.work.fields, self.group, builder.key)])
+        yield from made_rows(evaluator, self.work.bindings).to_batches()
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """A target's rows as typed columns: its key fields, value, ts, value_hash."""
+
+    fields: tuple[str, ...]
+    kind: ValueType
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            keys = _keys(batch["key"])
+            values = [None if v is None else self.kind.decode(v) for v in batch["value"].to_pylist()]
+            columns = [pa.array([key[i] for key in keys], pa.string()) for i in range(len(self.fields))]
+            columns += [typed_column(values, self.kind), batch["ts"], batch["value_hash"]]
+            yield pa.RecordBatch.from_arrays(columns, names=[*self.fields, "value", "ts", "value_hash"])
+
+
+def made_rows(evaluator: Evaluator, bindings: Bindings) -> pa.Table:
+    """Everything an evaluator made, as ROW_SCHEMA rows."""
+    bound = {builder.name: found for builder, found in bindings.items()}
+    made = evaluator.take_made()
+    tables = [to_rows(name, bound[name].config_hash, pairs) for name, pairs in made.items() if pairs]
+    return pa.concat_tables(tables) if tables else ROW_SCHEMA.empty_table()
+
+
+def _split(
+    batches: Iterable[pa.RecordBatch], batch_rows: int
+) -> Iterator[tuple[list[Key], pa.Table, pa.Table]]:
+    """(keys, given, cached) of at most `batch_rows` keys each."""
+    for whole in batches:
+        for start in range(0, whole.num_rows, batch_rows):
+            batch = whole.slice(start, batch_rows)
+            rows = pa.Table.from_struct_array(batch["given"].flatten())
+            # One row may be given to many keys of a batch; the evaluator wants it once.
+            is_cached = pc.fill_null(rows["cached"], False)
+            cached = rows.filter(is_cached)
+            columns = {name: cached[name] for name in CACHED_SCHEMA.names if name in cached.column_names}
+            for name in CACHED_SCHEMA.names:
+                columns.setdefault(name, pa.nulls(len(cached), CACHED_SCHEMA.field(name).type))
+            entries = pa.table({name: columns[name] for name in CACHED_SCHEMA.names}).cast(CACHED_SCHEMA)
+            yield _keys(batch["key"]), rows.filter(pc.invert(is_cached)).select(ROW_SCHEMA.names), entries
+
+
+def _keys(column: Any) -> list[Key]:
+    return [tuple(json.loads(text)) for text in column.to_pylist()]
+
+
+def closed(table: pa.Table) -> bytes:
+    """A table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def opened(data: bytes) -> pa.Table:
+    """An Arrow stream as a table."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+def framed(table: pa.Table) -> bytes:
+    """An Arrow stream behind its length, so that several fit in one cell."""
+    data = closed(table)
+    return len(data).to_bytes(8, "little") + data
+
+
+def unpacked(chunk: bytes) -> list[pa.Table]:
+    """The tables of a cell of framed streams."""
+    tables, at = [], 0
+    while at < len(chunk):
+        size = int.from_bytes(chunk[at : at + 8], "little")
+        tables.append(opened(chunk[at + 8 : at + 8 + size]))
+        at += 8 + size
+    return tables
