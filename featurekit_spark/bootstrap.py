@@ -102,9 +102,19 @@ class Bootstrap:
 
     def get_merchant_config(self, merchant: str) -> Mapping[str, Any]:
         """What builders read of a merchant's configuration: plain values, no secrets."""
-        shown = {"prompt_template", "logic_builders", "search", "product_db", "llm", "embedder"}
-        config = self.settings.model_dump(mode="json", include=shown)
-        return {**config, "merchant": merchant, "market": self.market}
+        settings = self.settings
+        return {
+            "merchant": merchant,
+            "market": self.market,
+            "logic_builders": list(settings.logic_builders),
+            "prompt_template": settings.prompt_template,
+            "title_attribute": settings.product_db.title_attribute,
+            "dimensions": dict(settings.product_db.dimensions.get(self.market, {})),
+            "top_k": settings.search.top_k,
+            "suggestions": settings.llm.suggestions,
+            "temperature": settings.llm.temperature,
+            "max_tokens": settings.llm.max_tokens,
+        }
 
     def get_llm(self) -> ChatModel:
         """The configured chat model; `offline` is a stand-in that says it is one."""
