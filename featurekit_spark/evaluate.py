@@ -102,7 +102,8 @@ class Evaluator:
 
     `gather`: what to do where a group-level feature's inputs are a whole group: build it (runs), take the group's
     current entry (workers and single requests), in both cases `NotBuiltError` where there is nothing to take.
-    `results[builder name][key]` holds all results, given ones included; `done` counts those that were taken.
+    `results[builder name][key]` holds all results, given ones included; `done` counts those that were taken;
+    `incomplete` names the builders whose gather lost members that failed.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Evaluator:
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}
         self.done: dict[str, Counts] = {}
+        self.incomplete: set[str] = set()
         self._controller = controller
 
     def resolve(self, builder: Builder, keys: Iterable[Key]) -> list[Result]:
@@ -143,13 +145,15 @@ class Evaluator:
     def give_source(self, builder: Builder, keys: Sequence[Key], values: Sequence[Any]) -> None:
         """A source's values as a scan read them, taken in as if `build` had returned them."""
         bound = self.bindings[builder]
-        self.give(builder, dict(zip(keys, self._source_results(bound, keys, values, 0.0), strict=True)))
+        results = self._source_results(bound, keys, values, 0.0)
+        self.give(builder, {k: self._with_own_read(bound, k, r) for k, r in zip(keys, results, strict=True)})
         self.made.setdefault(builder.name, []).extend(keys)
 
     def take_made(self) -> dict[str, list[tuple[str, Result]]]:
         """Results made since the last call, by builder and key as JSON: what a commit looks at."""
         made = {
-            name: [(key_json(key), self.results[name][key]) for key in keys] for name, keys in self.made.items()
+            name: [(key_json(key), self.results[name][key]) for key in keys]
+            for name, keys in self.made.items()
         }
         for name, pairs in made.items():
             self.done.setdefault(name, Counts()).add(count([r for _, r in pairs], paid=self._paid(name)))
@@ -202,6 +206,8 @@ class Evaluator:
         wanted: dict[str, str] = {}
         identities: list[tuple[str, str, str]] = [("", "", "")] * len(keys)
         shared = [i for i, dep in enumerate(bound.deps) if dep.keyset is not None]
+        if any(not cell.failed and cell.value.failed for i in shared for cell in columns[i]):
+            self.incomplete.add(bound.name)
         for row, key in enumerate(keys):
             cells = [column[row] for column in columns]
             early = results[row] = self._cut_short(bound, key, cells)
@@ -272,7 +278,9 @@ class Evaluator:
     ) -> list[Result]:
         """What a source read, identified by its content: reading the same again finds the same entry."""
         share = seconds / max(len(keys), 1)
-        built = [Built(error=v, seconds=share) if isinstance(v, Exception) else Built(v, share) for v in values]
+        built = [
+            Built(error=v, seconds=share) if isinstance(v, Exception) else Built(v, share) for v in values
+        ]
         made = finish(bound, keys, built, self.now, [("", "")] * len(keys), [(None, ())] * len(keys))
         for key, result in zip(keys, made, strict=True):
             if not result.failed:
@@ -303,7 +311,12 @@ class Evaluator:
         text = key_json(key)
         hit = self.store.current(bound.name, bound.config_hash, [text]).get(text)
         controller = self._controller(self)
-        if hit is not None and hit.reads is not None and self._lives(bound, hit) and controller.still_reads(hit.reads):
+        if (
+            hit is not None
+            and hit.reads is not None
+            and self._lives(bound, hit)
+            and controller.still_reads(hit.reads)
+        ):
             result = self._hit(bound, hit, [])
             result.reads = tuple((path, read, value_hash) for path, read, value_hash in json.loads(hit.reads))
             return result
@@ -391,8 +404,12 @@ class Evaluator:
             tuple(member for member, result in rows if result.failed),
         )
         folded.value_hash = group_hash(
-            (key_json((*group, member)), result.value_hash or "") for member, result in good
+            (key_json((*group, member)), "failed" if result.failed else result.value_hash or "")
+            for member, result in rows
         )
+        # What a gather reads is proven by the group's trace; a list of it in every reader's trace would be as long
+        # as the group.
+        folded.reads = ()
         return folded
 
     def _cut_short(self, bound: Bound, key: Key, cells: list[Result]) -> Result | None:

@@ -78,7 +78,9 @@ class _Check:
     keyed: dict[Key, str] = field(default_factory=dict)
     group: str = ""
     stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored_group: dict[str, Any] | None = None
     same_group: bool = False
+    gathered: list[tuple[Any, Key, Result]] = field(default_factory=list)
     proven: dict[Key, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -146,23 +148,31 @@ class Execution:
                 )
         return results
 
-    def answers(self, target: str) -> tuple[dict[Key, str], int]:
-        """(value hash of every key's answer, how many of them are kept from before because this run failed).
+    @property
+    def keys(self) -> int:
+        """How many keys the first target has."""
+        first = next(iter(self.checks.values()))
+        return len(self.members[first.trace.keyset.name])
 
-        A failed key that never had an answer has the hash "". Reads no values.
-        """
-        check = self.checks[target]
-        kept = self._kept(target)
-        known = self.evaluator.results.get(target, {})
-        hashes = {}
-        for key in self.members[check.trace.keyset.name]:
-            if key in check.proven:
-                hashes[key] = check.proven[key]["value_hash"]
-            elif key in kept:
-                hashes[key] = kept[key].value_hash or ""
-            else:
-                hashes[key] = known[key].value_hash or ""
-        return hashes, len(kept)
+    def fingerprint(self, targets: Sequence[str]) -> str:
+        """Hash over every key's answer, those kept from before included. Reads no values."""
+        parts = []
+        for name in targets:
+            check, kept = self.checks[name], self._kept(name)
+            known = self.evaluator.results.get(name, {})
+            pairs = []
+            for key in self.members[check.trace.keyset.name]:
+                if key in check.proven:
+                    found = check.proven[key]["value_hash"]
+                else:
+                    found = kept.get(key, known[key]).value_hash
+                pairs.append((key_json(key), found or ""))
+            parts += [name, group_hash(pairs)]
+        return digest("published", *parts)
+
+    def kept(self, targets: Sequence[str]) -> int:
+        """How many failed keys keep the answer that they had before."""
+        return sum(len(self._kept(name)) for name in targets)
 
     def last_good(self, target: str) -> dict[Key, Result]:
         """`results_of`, a failed key with the current entry it had before, if any."""
@@ -207,6 +217,9 @@ class Execution:
             for check in self.checks.values()
         )
 
+    def close(self) -> None:
+        """Nothing is kept outside this process."""
+
     def _run(self, stage: Any) -> None:
         match stage:
             case ReadKeys(keyset):
@@ -219,13 +232,8 @@ class Execution:
                 pass
             case KeyedStage():
                 self._run_keyed(stage)
-            case GatherStage(builder, space, feeds) if self._wanted():
-                if not self.regather and any(dep.keyset for dep in self.job.bindings[builder].deps):
-                    self.evaluator.gather = "current"
-                try:
-                    self.evaluator.resolve(builder, [self._group_key(space.key)])
-                finally:
-                    self.evaluator.gather = "build"
+            case GatherStage(builder, space) if self._wanted():
+                self.evaluator.resolve(builder, [self._group_key(space.key)])
                 commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
             case GatherStage():
                 pass
@@ -273,17 +281,15 @@ class Execution:
     def _check(self, traces: Iterable[TargetTrace]) -> None:
         for trace in traces:
             members = self.members[trace.keyset.name]
-            check = _Check(trace, self._plan_hash(trace))
+            check = _Check(trace, plan_hash(trace, self.graph, self.job.bindings))
             check.group = self._group_trace(trace)
             columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
             for row, key in enumerate(members):
                 check.keyed[key] = inputs_hash([column[row] for column in columns])
             stored = self.job.cache.traces(trace.target.name, self._group_text()).to_pylist()
-            groups = [row for row in stored if row["kind"] == "group"]
+            check.stored_group = next((row for row in stored if row["kind"] == "group"), None)
             check.stored = {row["key"]: row for row in stored if row["kind"] == "target"}
-            check.same_group = bool(groups) and (
-                groups[0]["group_trace"] == check.group and groups[0]["plan_hash"] == check.plan_hash
-            )
+            check.same_group = self._same_group(check)
             if trace.provable and check.same_group:
                 alive = set(self.job.cache.ids(trace.target.name).to_pylist())
                 for key in members:
@@ -294,7 +300,31 @@ class Execution:
             todo = self.todo.setdefault(trace.keyset.name, [])
             have = set(todo)
             todo += [key for key in members if key not in check.proven and key not in have]
-        self.regather = any(not check.same_group for check in self.checks.values())
+        self.regather = self._wanted() and any(not check.same_group for check in self.checks.values())
+        if self._wanted() and not self.regather:
+            for check in self.checks.values():
+                for builder, key, result in check.gathered:
+                    self.evaluator.give(builder, {key: result})
+
+    def _same_group(self, check: _Check) -> bool:
+        """Whether what was gathered last time still stands; if so, `check.gathered` is what came of it."""
+        row = check.stored_group
+        if (
+            row is None
+            or row["status"] != "ok"
+            or row["group_trace"] != check.group
+            or row["plan_hash"] != check.plan_hash
+            or (row["valid_until"] is not None and self.job.now >= row["valid_until"])
+        ):
+            return False
+        for name, text, identity in json.loads(row["reads"] or "[]"):
+            entry = self.job.cache.by_id(name, [identity]).get(identity)
+            if entry is None:
+                return False
+            bound = self.job.bindings[self.graph[name]]
+            result = from_entry(entry, bound.type, until=row["valid_until"])
+            check.gathered.append((self.graph[name], tuple(json.loads(text)), result))
+        return True
 
     def _holds(self, row: dict[str, Any], check: _Check, key: Key, alive: set[str]) -> bool:
         return (
@@ -307,14 +337,9 @@ class Execution:
         )
 
     def _reads_hold(self, reads: str | None) -> bool:
-        return reads is None or HandController(self.job.context, self.job.cache, self.evaluator).still_reads(reads)
-
-    def _plan_hash(self, trace: TargetTrace) -> str:
-        parts = []
-        for builder in self.graph.needs_of(trace.target):
-            bound = self.job.bindings[builder]
-            parts.append(f"{bound.config_hash} {bound.builder.freshness.ttl}")
-        return digest("plan", import_path(trace.keyset), *parts)
+        return reads is None or HandController(self.job.context, self.job.cache, self.evaluator).still_reads(
+            reads
+        )
 
     def _group_trace(self, trace: TargetTrace) -> str:
         parts = []
@@ -325,6 +350,12 @@ class Execution:
                 hashes = self._hashes(source, keyset, members)
                 parts.append(group_hash(zip(texts, hashes, strict=True)))
             parts.append(group_hash((text, "") for text in texts))
+        if trace.gathered and all(keyset is not trace.keyset for keyset, _ in trace.gathered):
+            # A key that went and came back was not checked against the groups in between.
+            parts.append(group_hash((key_json(key), "") for key in self.members[trace.keyset.name]))
+        for source in trace.grouped:
+            result = self.evaluator.resolve(source, [self._group_key(source.key)])[0]
+            parts.append(f"{source.name} {result.value_hash or 'error'}")
         return digest("gathered", *parts)
 
     def _hashes(self, source: Any, keyset: type[KeySet], members: Sequence[Key]) -> list[str]:
@@ -368,11 +399,38 @@ class Execution:
                 if _differs(row, check.stored.get(text)):
                     rows.append(row)
             if not check.same_group:
-                rows.append(
-                    {"kind": "group", "key": group, "status": "ok", "group_trace": check.group, **stamp}
-                )
+                row = {
+                    "kind": "group",
+                    "key": group,
+                    "group_trace": check.group,
+                    **self._gathered(check),
+                    **stamp,
+                }
+                if _differs(row, check.stored_group):
+                    rows.append(row)
         if rows:
             self.job.cache.append(None, pa.Table.from_pylist(rows, schema=TRACE_SCHEMA))
+
+    def _gathered(self, check: _Check) -> dict[str, Any]:
+        """What the group's row says of the gathers below a target: their entries, and until when they stand.
+
+        Its status is error, so that the next run gathers again, where a member or a gather failed.
+        """
+        entries, until, whole = [], None, True
+        for builder in self.graph.needs_of(check.trace.target):
+            whole = whole and builder.name not in self.evaluator.incomplete
+            gathers = any(dep.keyset is not None for dep in self.job.bindings[builder].deps)
+            if gathers and set(builder.key) <= set(self._group_fields()):
+                for key, result in self.evaluator.results.get(builder.name, {}).items():
+                    whole = whole and result.entry_id is not None and not result.failed
+                    entries.append([builder.name, key_json(key), result.entry_id])
+                    if result.until is not None:
+                        until = result.until if until is None else min(until, result.until)
+        return {
+            "status": "ok" if whole else "error",
+            "valid_until": until,
+            "reads": json.dumps(entries) if entries else None,
+        }
 
     def _keys(self, space: Space, *, all_members: bool) -> list[Key]:
         match space.kind:
@@ -403,10 +461,28 @@ class Execution:
         return key_json(self.group)
 
 
+def plan_hash(trace: TargetTrace, graph: Graph, bindings: Bindings) -> str:
+    """Hash of the configs and ttls of everything below a target: what a trace was proven under."""
+    parts = []
+    for builder in graph.needs_of(trace.target):
+        bound = bindings[builder]
+        parts.append(f"{bound.config_hash} {bound.builder.freshness.ttl}")
+    return digest("plan", import_path(trace.keyset), *parts)
+
+
 def _reads_json(result: Result) -> str | None:
     return json.dumps([list(read) for read in result.reads]) if result.reads else None
 
 
 def _differs(row: dict[str, Any], stored: dict[str, Any] | None) -> bool:
-    names = ("plan_hash", "keyed_trace", "reads", "valid_until", "status", "entry_id", "value_hash")
-    return stored is None or any(row[name] != stored[name] for name in names)
+    names = (
+        "plan_hash",
+        "keyed_trace",
+        "group_trace",
+        "reads",
+        "valid_until",
+        "status",
+        "entry_id",
+        "value_hash",
+    )
+    return stored is None or any(row.get(name) != stored[name] for name in names)

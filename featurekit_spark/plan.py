@@ -127,13 +127,15 @@ class TargetTrace:
     """What proves a target's key unchanged.
 
     `keyed`: sources whose key is a projection of the target's. `gathered`: (key set, sources read at member keys).
-    `provable`: False where a gather reads a source by a value, which no trace of the group covers.
+    `grouped`: sources that a gathering builder reads besides, at the group's key. `provable`: False where a gather,
+    or a builder that gathers, reads a source by a value, which no trace of the group covers.
     """
 
     target: Builder
     keyset: type[KeySet]
     keyed: tuple[Builder, ...]
     gathered: tuple[tuple[type[KeySet], tuple[Builder, ...]], ...]
+    grouped: tuple[Builder, ...]
     provable: bool
 
 
@@ -248,44 +250,59 @@ class _Planner:
     def trace(self, target: Dep) -> TargetTrace:
         keyed: dict[str, Builder] = {}
         gathered: dict[tuple[type[KeySet], tuple[Builder, ...]], None] = {}
+        grouped: dict[str, Builder] = {}
         provable = True
 
-        def walk(dep: Dep, into: dict[str, Builder], within: bool) -> None:
+        # `within`: below a gather. `under`: below a group-level builder that gathers, but not in its gather.
+        def walk(dep: Dep, into: dict[str, Builder], within: bool, under: bool) -> None:
             nonlocal provable
             if dep.keyset is not None:
                 members: dict[str, Builder] = {}
-                walk(replace(dep, keyset=None), members, True)
+                walk(replace(dep, keyset=None), members, True, False)
                 gathered[dep.keyset, tuple(members.values())] = None
                 return
             for _, source in dep.on_fields:
-                walk(source.dep if isinstance(source, Each) else source, into, within)
+                walk(source.dep if isinstance(source, Each) else source, into, within, under)
             if dep.on_fields:
                 for below in self.graph.needs_of(dep.builder):
-                    if issubclass(below, Source) and within:
+                    if issubclass(below, Source) and (within or under):
                         provable = False
-                for gather in self._gathers_below(dep.builder):
+                for gatherer in self._gatherers_below(dep.builder):
                     taken = {field for field, _ in dep.on_fields}
-                    if taken & set(_keyset(gather).key):
+                    if taken & set(gatherer.key):
                         provable = False
-                    walk(gather, {}, within)
+                    walk(Dep(gatherer), {}, within, under)
                 return
             if issubclass(dep.builder, Source):
                 if not issubclass(dep.builder, KeySet):
                     into[dep.builder.name] = dep.builder
+                    if under:
+                        grouped[dep.builder.name] = dep.builder
                 return
             if dep.builder.is_dynamic():
-                provable = provable and not within
+                provable = provable and not (within or under)
+            below_gatherer = under or self._gathers_group(dep.builder)
             for inner in _deps(dep.builder):
-                walk(inner, into, within)
+                walk(inner, into, within, below_gatherer)
 
-        walk(replace(target, keyset=None), keyed, False)
-        return TargetTrace(target.builder, _keyset(target), tuple(keyed.values()), tuple(gathered), provable)
+        walk(replace(target, keyset=None), keyed, False, False)
+        return TargetTrace(
+            target.builder,
+            _keyset(target),
+            tuple(keyed.values()),
+            tuple(gathered),
+            tuple(grouped.values()),
+            provable,
+        )
 
-    def _gathers_below(self, builder: Builder) -> Iterator[Dep]:
+    def _gatherers_below(self, builder: Builder) -> Iterator[Builder]:
         for below in self.graph.needs_of(builder):
-            for dep in _deps(below):
-                if dep.keyset is not None:
-                    yield dep
+            if any(dep.keyset is not None for dep in _deps(below)):
+                yield below
+
+    def _gathers_group(self, builder: Builder) -> bool:
+        gathers = any(dep.keyset is not None for dep in _deps(builder))
+        return gathers and set(builder.key) <= self.group_fields
 
     def stages(self, traces: tuple[TargetTrace, ...]) -> Iterator[Stage]:
         for keyset in sorted(self.keysets, key=lambda k: k.name):
@@ -322,9 +339,15 @@ class _Planner:
         def add(dep: Dep) -> None:
             for _, source in dep.on_fields:
                 add(source.dep if isinstance(source, Each) else source)
-            local = not dep.on_fields and dep.builder.key != space.key and (dep.builder.name, space) not in self.depth
+            local = (
+                not dep.on_fields
+                and dep.builder.key != space.key
+                and (dep.builder.name, space) not in self.depth
+            )
             planned = any(name == dep.builder.name for name, _ in self.depth)
-            fused = local and not (dep.builder.paid or dep.builder.deps or set(dep.builder.key) <= self.group_fields)
+            fused = local and not (
+                dep.builder.paid or dep.builder.deps or set(dep.builder.key) <= self.group_fields
+            )
             if planned and not fused and dep.builder not in builders:
                 given[dep.builder] = None
 
@@ -354,13 +377,19 @@ def _told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
             for trace in targets:
                 parts = [*(b.name for b in trace.keyed)]
                 parts += [f"all {_names(sources)} over {keyset.name}" for keyset, sources in trace.gathered]
-                proof = f"unchanged where {' and '.join(parts)} are" if trace.provable and parts else "always walked"
+                proof = (
+                    f"unchanged where {' and '.join(parts)} are"
+                    if trace.provable and parts
+                    else "always walked"
+                )
                 details.append(f"{trace.target.name}: {proof}")
             return "check        which keys are proven unchanged", details
         case KeyedStage(space, builders, given, paid):
             kind = "paid stage " if paid else "stage      "
             limit = stage.in_process_limit(state.in_process_keys)
-            where = "in-process" if state.engine == "local" else f"in-process up to {limit} keys, else on Spark"
+            where = (
+                "in-process" if state.engine == "local" else f"in-process up to {limit} keys, else on Spark"
+            )
             details = [f"keys   {space}", f"given  {_names(given)}", f"runs   {where}"]
             return f"{kind}  {stage.label}", details
         case GatherStage(builder):
