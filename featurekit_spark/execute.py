@@ -59,6 +59,9 @@ class Engine(Protocol):
 
     name: str
 
+    def execution(self, plan: Plan, graph: Graph, job: Job, group: Key) -> Any:
+        """The Execution that carries the plan out here."""
+
     def check(self, plan: Plan, job: Job) -> None:
         """Raise before anything ran where the plan cannot run here (a context that cannot travel)."""
 
@@ -174,10 +177,6 @@ class Execution:
         """How many failed keys keep the answer that they had before."""
         return sum(len(self._kept(name)) for name in targets)
 
-    def last_good(self, target: str) -> dict[Key, Result]:
-        """`results_of`, a failed key with the current entry it had before, if any."""
-        return {**self.results_of(target), **self._kept(target)}
-
     def _kept(self, target: str) -> dict[Key, Result]:
         bound = self.job.bindings[self.graph[target]]
         failed = {key_json(k): k for k, r in self.evaluator.results.get(target, {}).items() if r.failed}
@@ -193,10 +192,20 @@ class Execution:
                     found[key_json(key)] = result.error or ""
         return found
 
+    def values(self, target: str) -> list[Any]:
+        """A target's values as Python objects, in key order."""
+        return [result.value for result in self.results_of(target).values()]
+
+    def answers(self, target: str) -> pa.Table:
+        """A target's answers, typed: its key fields, value, ts, value_hash. A failed key has its earlier answer."""
+        return self._typed(target, {**self.results_of(target), **self._kept(target)}).drop(["status", "error"])
+
     def table(self, target: str) -> pa.Table:
-        """A target's answers as a typed table: key fields, value, ts, value_hash, status, error."""
+        """What this run found for a target: its key fields, value, ts, value_hash, status, error."""
+        return self._typed(target, self.results_of(target))
+
+    def _typed(self, target: str, results: dict[Key, Result]) -> pa.Table:
         bound = self.job.bindings[self.graph[target]]
-        results = self.results_of(target)
         found = list(results.values())
         columns: dict[str, Any] = {
             name: pa.array([key[i] for key in results]) if results else pa.array([], pa.string())
@@ -216,6 +225,10 @@ class Execution:
             check.same_group and len(check.proven) == len(self.members[check.trace.keyset.name])
             for check in self.checks.values()
         )
+
+    def stored(self, rows: Any, label: str) -> Any:
+        """Rows that may be looked at repeatedly: they are in memory already."""
+        return rows
 
     def close(self) -> None:
         """Nothing is kept outside this process."""
@@ -271,11 +284,7 @@ class Execution:
             self.engine.run_stage(stage, keys, self.evaluator, self.job)
 
     def _scan(self, source: Any) -> pa.Table | None:
-        bound = self.job.bindings[source]
-        if source.scan is None:
-            return None
-        group = dict(zip(self._group_fields(), self.group, strict=True))
-        scan = bound.builder.scan(group, bound.config, bound.view(self.job.context))  # type: ignore[attr-defined]
+        scan = scan_of(source, self.job, self.plan.group_fields, self.group)
         return None if scan is None else self.engine.scan(scan)
 
     def _check(self, traces: Iterable[TargetTrace]) -> None:
@@ -420,7 +429,7 @@ class Execution:
         for builder in self.graph.needs_of(check.trace.target):
             whole = whole and builder.name not in self.evaluator.incomplete
             gathers = any(dep.keyset is not None for dep in self.job.bindings[builder].deps)
-            if gathers and set(builder.key) <= set(self._group_fields()):
+            if gathers and set(builder.key) <= set(self.plan.group_fields):
                 for key, result in self.evaluator.results.get(builder.name, {}).items():
                     whole = whole and result.entry_id is not None and not result.failed
                     entries.append([builder.name, key_json(key), result.entry_id])
@@ -448,17 +457,21 @@ class Execution:
     def _members_of(self, space: Space) -> list[Key]:
         return self.members[space.label.removeprefix("of ")]
 
-    def _group_fields(self) -> tuple[str, ...]:
-        first = self.plan.targets[0].keyset
-        assert first is not None  # build_plan refuses a target without one
-        return first.key
-
     def _group_key(self, fields: tuple[str, ...]) -> Key:
-        mine = self._group_fields()
+        mine = self.plan.group_fields
         return tuple(self.group[mine.index(name)] for name in fields)
 
     def _group_text(self) -> str:
         return key_json(self.group)
+
+
+def scan_of(source: Any, job: Job, fields: tuple[str, ...], group: Key) -> Any:
+    """A source's scan of the group, or None where it offers none."""
+    if source.scan is None:
+        return None
+    bound = job.bindings[source]
+    named = dict(zip(fields, group, strict=True))
+    return bound.builder.scan(named, bound.config, bound.view(job.context))  # type: ignore[attr-defined]
 
 
 def plan_hash(trace: TargetTrace, graph: Graph, bindings: Bindings) -> str:

@@ -155,6 +155,11 @@ class Plan:
     stages: tuple[Stage, ...]
     state: PlanState
 
+    @property
+    def group_fields(self) -> tuple[str, ...]:
+        """The key fields of the group that the plan runs for."""
+        return _keyset(self.targets[0]).key
+
     def explain(self) -> str:
         """The plan as text, the same for the same graph on every machine."""
         lines = [f"plan for {', '.join(map(str, self.targets))} on {self.state.engine}"]
@@ -384,7 +389,7 @@ def _told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
                 )
                 details.append(f"{trace.target.name}: {proof}")
             return "check        which keys are proven unchanged", details
-        case KeyedStage(space, builders, given, paid):
+        case KeyedStage(space, _, given, paid):
             kind = "paid stage " if paid else "stage      "
             limit = stage.in_process_limit(state.in_process_keys)
             where = (

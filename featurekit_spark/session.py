@@ -59,14 +59,21 @@ class RunResult:
     errors: Mapping[str, str]
     execution: Execution = field(repr=False)
 
-    def table(self, target: type[FeatureBuilder[Any]] | str) -> pa.Table:
-        """A target's answers: its key fields, value (typed), ts, value_hash, status, error; one row per key."""
+    def table(self, target: type[FeatureBuilder[Any]] | str) -> Any:
+        """A target's answers, one row per key: its key fields, value (typed), ts, value_hash, status, error.
+
+        A pyarrow Table; a DataFrame (without status and error) where the catalog was too large for the driver.
+        """
         return self.execution.table(target if isinstance(target, str) else target.name)
 
     def values(self, target: type[FeatureBuilder[Any]] | str) -> dict[tuple[Any, ...], Any]:
         """A target's values by key, None where there is none."""
-        name = target if isinstance(target, str) else target.name
-        return {key: result.value for key, result in self.execution.results_of(name).items()}
+        table = self.table(target)
+        if not isinstance(table, pa.Table):
+            raise UsageError("these results are too large for the driver; read them with table(), a DataFrame")
+        fields = table.column_names[: table.column_names.index("value")]
+        keys = zip(*(table[name].to_pylist() for name in fields), strict=True)
+        return dict(zip(keys, self.execution.values(target if isinstance(target, str) else target.name), strict=True))
 
 
 class Session:
@@ -136,7 +143,7 @@ class Session:
             self.progress,
         )
         self.engine.check(plan, job)
-        execution = Execution(plan, graph, job, self.engine, group=key)
+        execution = self.engine.execution(plan, graph, job, key)
         execution.run()
         counts = execution.counts()
         names = [target.builder.name for target in plan.targets]
@@ -148,7 +155,7 @@ class Session:
             group,
             job.now,
             counts,
-            len(execution.members[execution.checks[names[0]].trace.keyset.name]),
+            execution.keys,
             execution.unchanged,
             errors,
             execution,
@@ -197,8 +204,15 @@ def _engine(name: str, spark: Any, limits: Limits) -> Engine:
         case "local":
             return LocalEngine()
         case "spark":
-            from featurekit_spark.engines.spark import SparkEngine  # needs pyspark, which the local engine does not
+            from featurekit_spark.engines.spark import (
+                SparkEngine,  # needs pyspark, which the local engine does not
+            )
 
-            return SparkEngine(spark, in_process_keys=limits.in_process_keys, partitions=limits.partitions)
+            return SparkEngine(
+                spark,
+                in_process_keys=limits.in_process_keys,
+                partitions=limits.partitions,
+                collect_mb=limits.collect_mb,
+            )
         case _:
             raise UsageError(f"engine {name!r} is unknown; choose 'spark' or 'local'")

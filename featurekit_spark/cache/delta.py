@@ -139,6 +139,22 @@ class DeltaCache:
         """Where one of the tables lies: for SQL, for Spark, for care commands."""
         return f"{self.path}/{name}"
 
+    def entry_columns(self) -> list[str]:
+        """Columns of the entries table, in order."""
+        return list(ENTRY_SCHEMA.names)
+
+    def has(self, builder: str) -> bool:
+        """Whether there is any entry of a builder; asks the table's log, not its files."""
+        with self._lock:
+            table = self._open("entries")
+            return table is not None and bool(table.file_uris([("builder", "=", builder)]))
+
+    def group_row(self, builder: str, group: str) -> TraceRow | None:
+        """The newest group row of a target."""
+        where = [pc.field("group") == group, pc.field("kind") == "group"]
+        rows = newest_rows(self._read("traces", builder, where), "key").to_pylist()
+        return TraceRow(**rows[0]) if rows else None
+
     def ensure(self, name: str) -> None:
         """Create a table where it is missing, so that Spark finds one to append to."""
         with self._lock, table_lock(self.table_path(name)):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,9 +24,10 @@ from featurekit_spark.engines.lookup import as_table, local_builders, stage_cand
 from featurekit_spark.engines.tasks import ChunkTask, StageWork, framed, opened
 from featurekit_spark.errors import ContextError, FeaturekitError
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Job
+from featurekit_spark.execute import Execution, Job, scan_of
 from featurekit_spark.fingerprint import key_json
-from featurekit_spark.plan import KeyedStage, Plan
+from featurekit_spark.graph import Graph
+from featurekit_spark.plan import KeyedStage, Plan, ReadKeys, ReadSource
 from featurekit_spark.results import (
     ROW_SCHEMA,
     Counts,
@@ -59,11 +60,13 @@ class SparkEngine:
         *,
         in_process_keys: int = 2_000,
         partitions: int | None = None,
+        collect_mb: int = 256,
     ) -> None:
         self._given = spark
         self._session: SparkSession | None = None
         self.in_process_keys = in_process_keys
         self.partitions = partitions
+        self.collect_mb = collect_mb
         self._local = LocalEngine()
 
     @property
@@ -72,6 +75,14 @@ class SparkEngine:
         if self._session is None:
             self._session = _started(self._given)
         return self._session
+
+    def execution(self, plan: Plan, graph: Graph, job: Job, group: Key) -> Any:
+        """Through the driver while the catalog is small, table by table beyond `collect_mb`."""
+        if any(size > self.collect_mb * 2**20 for size in _scan_sizes(plan, job, group)):
+            from featurekit_spark.engines.tables import TableExecution  # which uses this engine
+
+            return TableExecution(plan, graph, job, self, group=group)
+        return Execution(plan, graph, job, self, group=group)
 
     def check(self, plan: Plan, job: Job) -> None:
         """A context attribute that a stage needs and that cannot travel is an error before anything ran."""
@@ -125,9 +136,19 @@ class SparkEngine:
         for builder, bound in job.bindings.items():
             own = rows.filter(pc.equal(rows["builder"], builder.name))
             if len(own):
-                evaluator.done.setdefault(builder.name, Counts()).add(_counted(own, paid=builder.paid))
+                evaluator.done.setdefault(builder.name, Counts()).add(counted(own, paid=builder.paid))
                 if builder in stage.builders:
                     evaluator.give(builder, results_by_key(own, bound.type))
+
+
+def _scan_sizes(plan: Plan, job: Job, group: Key) -> Iterator[int]:
+    """Bytes of every scan that the plan begins with."""
+    for stage in plan.stages:
+        if isinstance(stage, ReadKeys | ReadSource):
+            source = stage.keyset if isinstance(stage, ReadKeys) else stage.source
+            scan = scan_of(source, job, plan.group_fields, group)
+            if scan is not None:
+                yield scan.bytes
 
 
 def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
@@ -199,7 +220,7 @@ def travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
     return {name: getattr(job.context, name) for name in sorted(names) if hasattr(job.context, name)}
 
 
-def _counted(rows: pa.Table, *, paid: bool) -> Counts:
+def counted(rows: pa.Table, *, paid: bool) -> Counts:
     tallies = {row["values"]: row["counts"] for row in rows["origin"].value_counts().to_pylist()}
     built = rows.filter(pc.is_in(rows["origin"], pa.array([Origin.COMPUTED.value, Origin.ERROR.value])))
     calls = len(built) if paid else 0

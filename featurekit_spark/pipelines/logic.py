@@ -9,20 +9,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.errors import DefinitionError
-from featurekit_spark.fingerprint import digest, group_hash, key_json
-from featurekit_spark.results import Result
+from featurekit_spark.fingerprint import key_json
 from featurekit_spark.session import RunResult, Session
 from featurekit_spark.sinks.base import Publication, Sink
 from featurekit_spark.sinks.gate import check_gate
 
-__all__ = ["LogicOutcome", "run_logic"]
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+__all__ = ["LogicOutcome", "publication_rows", "run_logic"]
+
+Rows: TypeAlias = "pa.Table | DataFrame"
 
 _PUBLICATION = pa.schema(
     [
@@ -74,63 +78,89 @@ def run_logic(
         sink.check()
     targets = [builder.over(keyset) for builder in logic_builders]
     result = session.run(*targets, run_id=run_id, configs=configs, merchant=merchant, market=market)
-    hashes = {builder.name: result.execution.answers(builder.name) for builder in logic_builders}
-    fingerprint = _fingerprint({name: found for name, (found, _) in hashes.items()})
-    counts = {"kept": sum(kept for _, kept in hashes.values())}
+    names = [builder.name for builder in logic_builders]
+    fingerprint = result.execution.fingerprint(names)
+    counts = {"kept": result.execution.kept(names)}
     group = key_json((merchant, market, "published"))
     before = session.cache.last_run(group)
-    known = dict(before.record["sinks"]) if before is not None else {}
-    rows: pa.Table | None = None
+    marks = dict(before.record["sinks"]) if before is not None else {}
     outcome: dict[str, Mapping[str, Any]] = {}
+    behind: list[Sink] = []
+    states = {sink.name: sink.state(merchant, market) for sink in sinks}
+    for sink in sinks:
+        state = states[sink.name]
+        if state and marks.get(sink.name) == {"fingerprint": fingerprint, "run_id": state.run_id}:
+            outcome[sink.name] = {"status": "unchanged", "rows": state.rows}
+        else:
+            behind.append(sink)
     try:
-        for sink in sinks:
-            state = sink.state(merchant, market)
-            mark = known.get(sink.name)
-            if mark and state and mark == {"fingerprint": fingerprint, "run_id": state.run_id}:
-                outcome[sink.name] = {"status": "unchanged", "rows": state.rows}
-                continue
-            if rows is None:
-                answers = {b.name: result.execution.last_good(b.name) for b in logic_builders}
-                rows = publication_rows(answers, logic_builders)
-                covered = sum(bool(recs) for recs in rows["recs"].to_pylist())
-                counts["without_recommendations"] = len(rows) - covered
-            check_gate(
-                state, len(rows), covered, max_row_drop=max_row_drop, max_coverage_drop=max_coverage_drop
-            )
-            published = sink.publish(
-                Publication(
-                    merchant, market, result.run_id, result.ts, tuple(b.name for b in logic_builders), rows
-                )
-            )
-            known[sink.name] = {"fingerprint": fingerprint, "run_id": result.run_id}
-            outcome[sink.name] = {
-                "status": "published",
-                "rows": published.rows,
-                "seconds": round(published.seconds, 3),
-                **published.detail,
-            }
+        if behind:
+            rows = publication_rows(result, logic_builders)
+            total, covered = _size(rows)
+            counts["without_recommendations"] = total - covered
+            for sink in behind:
+                limits = {"max_row_drop": max_row_drop, "max_coverage_drop": max_coverage_drop}
+                check_gate(states[sink.name], total, covered, **limits)
+            publication = Publication(merchant, market, result.run_id, result.ts, tuple(names), rows)
+            for sink in behind:
+                outcome[sink.name] = _published(sink, publication)
+                marks[sink.name] = {"fingerprint": fingerprint, "run_id": result.run_id}
+                record = RunRecord(result.run_id, group, result.ts, result.status, {"sinks": marks})
+                session.cache.record_run(record)
+        return LogicOutcome(result, outcome, {**quality(), **counts}, time.perf_counter() - start)
     finally:
-        if rows is not None:
-            record = RunRecord(result.run_id, group, result.ts, result.status, {"sinks": known})
-            session.cache.record_run(record)
-    return LogicOutcome(result, outcome, {**quality(), **counts}, time.perf_counter() - start)
+        result.execution.close()
 
 
-def publication_rows(
-    answers: Mapping[str, Mapping[tuple[Any, ...], Result]], logic_builders: Sequence[type[FeatureBuilder[Any]]]
-) -> pa.Table:
-    """One row per product and logic builder: product_id, logic_builder, recs (best first), scores (null if none)."""
-    columns: dict[str, list[Any]] = {name: [] for name in _PUBLICATION.names}
-    for builder in logic_builders:
-        field = _ids_and_scores(builder)
-        at = builder.key.index("product_id")
-        for key, result in answers[builder.name].items():
-            value = result.value or []
-            columns["product_id"].append(key[at])
-            columns["logic_builder"].append(builder.name)
-            columns["recs"].append(value if field is None else [item["product_id"] for item in value])
-            columns["scores"].append(None if field is None else [item[field] for item in value])
+def publication_rows(result: RunResult, logic_builders: Sequence[type[FeatureBuilder[Any]]]) -> Rows:
+    """One row per product and logic builder: product_id, logic_builder, recs (best first), scores (null if none).
+
+    A pyarrow Table, or a DataFrame where the run kept its results in Spark.
+    """
+    parts = [_rows_of(builder, result.execution.answers(builder.name)) for builder in logic_builders]
+    if isinstance(parts[0], pa.Table):
+        return pa.concat_tables(parts)
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.unionByName(part)
+    # Stored first: a sink may look at its rows twice, and each look would compute them again.
+    return result.execution.stored(whole, "publication")
+
+
+def _rows_of(builder: type[FeatureBuilder[Any]], answers: Any) -> Any:
+    score = _ids_and_scores(builder)
+    if not isinstance(answers, pa.Table):
+        recs, scores = ("value", "CAST(NULL AS array<float>)")
+        if score is not None:
+            recs, scores = "value.product_id", f"CAST(value.{score} AS array<float>)"
+        nothing = "CAST(array() AS array<string>)"
+        return answers.selectExpr(
+            "product_id",
+            f"'{builder.name}' AS logic_builder",
+            f"coalesce({recs}, {nothing}) AS recs",
+            f"{scores} AS scores",
+        )
+    values = [value or [] for value in answers["value"].to_pylist()]
+    columns = {
+        "product_id": answers["product_id"],
+        "logic_builder": [builder.name] * len(answers),
+        "recs": values if score is None else [[hit["product_id"] for hit in value] for value in values],
+        "scores": [None if score is None else [hit[score] for hit in value] for value in values],
+    }
     return pa.table(columns, schema=_PUBLICATION)
+
+
+def _size(rows: Rows) -> tuple[int, int]:
+    """(rows, rows with at least one recommendation)."""
+    if isinstance(rows, pa.Table):
+        return len(rows), sum(bool(recs) for recs in rows["recs"].to_pylist())
+    total, covered = rows.selectExpr("count(*)", "count_if(size(recs) > 0)").collect()[0]
+    return int(total), int(covered)
+
+
+def _published(sink: Sink, publication: Publication) -> dict[str, Any]:
+    done = sink.publish(publication)
+    return {"status": "published", "rows": done.rows, "seconds": round(done.seconds, 3), **done.detail}
 
 
 def _ids_and_scores(builder: type[FeatureBuilder[Any]]) -> str | None:
@@ -147,10 +177,3 @@ def _ids_and_scores(builder: type[FeatureBuilder[Any]]) -> str | None:
         f"{builder.name} is no logic builder: its key needs product_id (found {builder.key!r}) and its value must be "
         f"list<string> of product ids, or list<struct<product_id: string, score: double>>; found {kind}"
     )
-
-
-def _fingerprint(hashes: Mapping[str, Mapping[tuple[Any, ...], str]]) -> str:
-    parts = []
-    for name, found in hashes.items():
-        parts += [name, group_hash((key_json(key), value_hash) for key, value_hash in found.items())]
-    return digest("published", *parts)
