@@ -27,7 +27,6 @@ __all__ = [
     "InteractionDBSettings",
     "LLMSettings",
     "Leaf",
-    "LockSettings",
     "ProductDBSettings",
     "PublishGateSettings",
     "RedisSinkSettings",
@@ -208,10 +207,6 @@ class PublishGateSettings(_Section):
     max_coverage_drop: Share | None = 0.5
 
 
-class LockSettings(_Section):
-    stale_after_s: Seconds = 3600.0
-
-
 @dataclass(frozen=True)
 class Leaf:
     """One value as `config show` prints it: its key path, the value, and where it came from."""
@@ -239,7 +234,6 @@ class Settings(_Section):
     engine: EngineSettings = EngineSettings()
     sinks: tuple[Annotated[SinkSettings, Field(discriminator="kind")], ...] = (DeltaSinkSettings(),)
     publish_gate: PublishGateSettings = PublishGateSettings()
-    lock: LockSettings = LockSettings()
 
     _origins: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 

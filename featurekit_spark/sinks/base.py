@@ -82,7 +82,15 @@ class Sink(Protocol):
 
     @property
     def name(self) -> str:
-        """What the run's report calls this sink."""
+        """What the run's report calls this sink; no two sinks of a run share it."""
+        ...
+
+    @property
+    def layout(self) -> str | None:
+        """Changes when the same rows would be written in another way; None where what is written expires.
+
+        By it a run knows that a sink which holds its rows need not be written to again.
+        """
         ...
 
     def check(self) -> None:

@@ -65,9 +65,10 @@ class DeltaSink:
     Each replacement is one commit: readers see the old or the new result of a merchant and market, no mix.
     """
 
-    name = "delta"
+    layout = "1"  # the schema is the same for every table
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, name: str = "delta") -> None:
+        self.name = name
         local = local_path(path)
         # Absolute, so that Spark with another default file system still means the same folder.
         self.path = path if local is None else str(local.resolve())

@@ -92,6 +92,12 @@ class RedisSink:
     timeout_s: float = 10.0
     name: str = "redis"
 
+    @property
+    def layout(self) -> str | None:
+        if self.ttl_s is not None:
+            return None
+        return json.dumps([self.publish_as, self.key_template, self.key_template_other])
+
     def check(self) -> None:
         """One small write, which finds a wrong password, a read-only replica and full memory as well."""
         with self._errors() as client:

@@ -132,7 +132,7 @@ def test_a_market_below_a_variable_keeps_its_case() -> None:
         ("search.top_k='10'", "search.top_k: Input should be a valid integer; found '10' (str)."),
         ("search.top_k=0", "search.top_k: "),
         ("llm.concurrency=true", "llm.concurrency: Input should be a valid integer; found True (bool)."),
-        ("lock.stale_after_s=.nan", "lock.stale_after_s: "),
+        ("llm.timeout_s=.nan", "llm.timeout_s: "),
         ("publish_gate.max_row_drop=1.5", "publish_gate.max_row_drop: "),
         ("warehouse=123", "warehouse: Input should be a valid string; found 123 (int). Put quotes"),
         ("product_db.dimensions={US: {price_list: 7}}", "product_db.dimensions.US.price_list: "),

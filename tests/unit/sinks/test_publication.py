@@ -28,3 +28,11 @@ def test_the_sinks_fit_the_protocol() -> None:
     sinks: list[Sink] = [DeltaSink("x"), RedisSink("redis://:secret@h/0")]
     assert all(isinstance(sink, Sink) for sink in sinks)
     assert "secret" not in repr(sinks)
+
+
+def test_a_redis_sink_is_written_to_again_where_its_keys_expire_or_are_named_otherwise() -> None:
+    sink = RedisSink("redis://127.0.0.1:1/0")
+    assert sink.layout == RedisSink("redis://127.0.0.1:1/0", name="redis-2", batch=7).layout
+    assert sink.layout != RedisSink("redis://127.0.0.1:1/0", key_template="{product_id}").layout
+    assert sink.layout != RedisSink("redis://127.0.0.1:1/0", publish_as="versioned").layout
+    assert RedisSink("redis://127.0.0.1:1/0", ttl_s=60).layout is None
