@@ -1,14 +1,20 @@
-"""The one place that picks real adapters from settings: cache, product_db, llm, embedder, sinks, session."""
+"""The one place that picks real adapters from settings: cache, product_db, llm, embedder, sinks, session.
+
+Owns how settings become objects, and each object's lifetime: one run of one merchant and market. It must not
+know where settings come from, nor what is done with what it builds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
 from functools import cached_property
-from pathlib import Path
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from featurekit_spark import aio
 from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.delta import DeltaCache
@@ -16,12 +22,12 @@ from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.context import Context, FixedClock, utc_now
 from featurekit_spark.embed.base import Embedder
 from featurekit_spark.embed.hashing import HashingEmbedder
-from featurekit_spark.errors import ConfigError
+from featurekit_spark.errors import ConfigError, UsageError
 from featurekit_spark.execute import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.offline import OfflineLLM
 from featurekit_spark.llm.openai import OpenAIChat
-from featurekit_spark.locks import file_lock
+from featurekit_spark.locks import file_lock, local_path
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.settings import DeltaSinkSettings, Settings
@@ -58,6 +64,7 @@ class Bootstrap:
         self.settings, self.merchant, self.market = settings, merchant, market
         self.run_date, self.progress = run_date, progress
         self._spark: SparkSession | None = None
+        self._owns_spark = False
 
     @cached_property
     def cache(self) -> FeatureCache:
@@ -96,9 +103,7 @@ class Bootstrap:
         db = self.settings.interaction_data_db
         if db.kind == "none" or db.path is None:
             return None
-        make = {"files": FileInteractionDB, "delta": DeltaInteractionDB}[db.kind]
-        interactions: InteractionDataDB = make(db.path)
-        return interactions
+        return FileInteractionDB(db.path) if db.kind == "files" else DeltaInteractionDB(db.path)
 
     def get_merchant_config(self, merchant: str) -> Mapping[str, Any]:
         """What builders read of a merchant's configuration: plain values, no secrets."""
@@ -141,6 +146,11 @@ class Bootstrap:
     def get_session(self) -> Session:
         """The session; no SparkSession is started before a stage needs one."""
         engine = self.settings.engine
+        if engine.kind == "spark" and find_spec("pyspark") is None:
+            raise ConfigError(
+                "engine.kind is spark, but pyspark is not installed: pip install 'featurekit-spark[spark]', "
+                "or choose --set engine.kind=local."
+            )
         limits = Limits(
             in_process_keys=engine.in_process_keys,
             batch_rows=engine.batch_rows,
@@ -148,35 +158,54 @@ class Bootstrap:
             collect_mb=engine.collect_mb,
         )
         return Session(
-            self.context, self.cache, engine=engine.kind, spark=self.get_spark, limits=limits, progress=self.progress
+            self.context,
+            self.cache,
+            engine=engine.kind,
+            spark=self.get_spark,
+            limits=limits,
+            progress=self.progress,
         )
 
     def get_spark(self) -> SparkSession:
-        """The SparkSession of spark-submit, of the notebook, or a new one; never with a master of our own."""
+        """The active SparkSession (a notebook's), else a new one; never with a master of our own."""
+        from pyspark.errors import PySparkRuntimeError
         from pyspark.sql import SparkSession
 
         if self._spark is None:
+            active = SparkSession.getActiveSession()
             builder = SparkSession.builder.appName(f"featurekit {self.merchant} {self.market}")
-            self._spark = builder.getOrCreate()
+            try:
+                self._spark = active or builder.getOrCreate()
+            except PySparkRuntimeError as error:
+                raise ConfigError(
+                    f"Spark could not be started ({error}). It needs Java 17 or newer: see what "
+                    "`java -version` and JAVA_HOME say, or choose --set engine.kind=local, which needs none."
+                ) from error
+            self._owns_spark = active is None
         return self._spark
 
     def get_logic_builders(self) -> list[type[FeatureBuilder[Any]]]:
-        """The classes that `logic_builders` names."""
-        return [load_builder(path) for path in self.settings.logic_builders]
+        """The classes that `logic_builders` names. Raises ConfigError for a name that leads nowhere."""
+        return [self._loaded("logic_builders", path) for path in self.settings.logic_builders]
 
     def get_logic_keys(self) -> type[KeySet]:
         """The key set that `logic_keys` names."""
-        found = load_builder(self.settings.logic_keys)
+        found = self._loaded("logic_keys", self.settings.logic_keys)
         if not issubclass(found, KeySet):
-            raise ConfigError(f"logic_keys: {self.settings.logic_keys!r} is a {found.__name__}, not a KeySet class")
+            origin = self.settings.origin("logic_keys")
+            raise ConfigError(f"{origin}: logic_keys: {self.settings.logic_keys!r} is no KeySet class.")
         return found
 
     def get_sinks(self) -> list[Sink]:
-        """Where recommendations are published."""
+        """Where recommendations are published; sinks of one kind are called `delta`, `delta-2` and so on."""
         sinks: list[Sink] = []
+        numbers: Counter[str] = Counter()
         for sink in self.settings.sinks:
+            numbers[sink.kind] += 1
+            number = numbers[sink.kind]
+            name = sink.kind if number == 1 else f"{sink.kind}-{number}"
             if isinstance(sink, DeltaSinkSettings):
-                sinks.append(DeltaSink(self.settings.sink_path(sink)))
+                sinks.append(DeltaSink(self.settings.sink_path(sink), name=name))
             else:
                 sinks.append(
                     RedisSink(
@@ -187,29 +216,49 @@ class Bootstrap:
                         publish_as=sink.publish,
                         batch=sink.batch,
                         timeout_s=sink.timeout_s,
+                        name=name,
                     )
                 )
         return sinks
 
     def get_quality(self) -> Mapping[str, int]:
-        """What the catalog's reader counted: rows, dropped duplicates, missing titles."""
-        product_db = self.context.product_db
+        """What the catalog's reader counted: rows, dropped duplicates, missing titles.
+
+        Nothing for a catalog that is not read as a whole, or too large to be read here (`engine.collect_mb`).
+        """
+        product_db, config = self.context.product_db, self.settings.product_db
         if not isinstance(product_db, ScannableProductDB):
             return {}
-        config = self.settings.product_db
-        dimensions = config.dimensions.get(self.market, {})
-        return product_db.scan([config.title_attribute], dimensions=dimensions).quality()
+        # Logic builders of one's own may do without titles, and then the catalog may as well.
+        known = aio.run(product_db.get_product_attribute_dimensions())
+        titles = [config.title_attribute] if config.title_attribute in known else []
+        scan = product_db.scan(titles, dimensions=config.dimensions.get(self.market, {}))
+        return scan.quality() if scan.bytes <= self.settings.engine.collect_mb << 20 else {}
 
-    def run_lock(self) -> AbstractContextManager[Any]:
-        """One run per merchant and market at a time, wherever the warehouse is on a local path."""
-        warehouse = self.settings.warehouse
-        if "://" in warehouse and not warehouse.startswith("file://"):
-            return nullcontext()  # an object store has no lock; the scheduler keeps runs apart there
-        path = Path(warehouse.removeprefix("file://")) / "locks" / f"{self.merchant}_{self.market}.lock"
-        return file_lock(path, timeout_s=0, owner=f"run of {self.merchant} {self.market}")
+    @contextmanager
+    def run_lock(self) -> Iterator[None]:
+        """One run per merchant and market at a time; LockedError, naming the holder, for a second one.
+
+        Only where the warehouse is on a local path: an object store has no locks, and the scheduler keeps
+        runs apart there.
+        """
+        folder = local_path(self.settings.warehouse)
+        if folder is None:
+            yield
+            return
+        # A folder per merchant: `a_b` in `c` and `a` in `b_c` are two.
+        path = folder / "locks" / self.merchant / f"{self.market}.lock"
+        with file_lock(path, timeout_s=0, owner=f"{self.merchant} in {self.market}"):
+            yield
 
     def close(self) -> None:
-        """Stop the SparkSession, if one was started."""
-        if self._spark is not None:
+        """Stop the SparkSession, if this started one."""
+        if self._spark is not None and self._owns_spark:
             self._spark.stop()
-            self._spark = None
+        self._spark = None
+
+    def _loaded(self, key: str, path: str) -> type[FeatureBuilder[Any]]:
+        try:
+            return load_builder(path)
+        except UsageError as error:
+            raise ConfigError(f"{self.settings.origin(key)}: {key}: {error}.") from error
