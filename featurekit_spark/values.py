@@ -7,8 +7,8 @@ change with every library version. Knows nothing of builders and caches.
     value = vector()                         float32[dim], dim from the config's field `dim`
     value = codec(encode=..., decode=...)    anything else: bytes by two functions of yours
 
-Canonical bytes: text as UTF-8, numbers and times as decimal text, vectors as little-endian float32, nested types
-as JSON; so a value can be read with `CAST(value AS STRING)` wherever it is not a vector.
+Canonical bytes: text as UTF-8, numbers and times as decimal text, vectors as little-endian float32, nested
+types as JSON; so a value can be read with `CAST(value AS STRING)` wherever it is not a vector.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _PYTHON_TYPES: dict[type, pa.DataType] = {
 
 @dataclass(frozen=True)
 class Vector:
-    """float32[dim]. `dim` None takes the dimension from the config's field of that name; values are hashed on a
-    grid, so that the last bits of a float decide nothing."""
+    """float32[dim]. `dim` None takes the dimension from the config's field of that name; values are hashed
+    on a grid, so that the last bits of a float decide nothing."""
 
     dim: int | None = None
     grid: float = 1e-6
@@ -66,7 +66,9 @@ class Codec:
 
 
 def codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], *, name: str = "") -> Codec:
-    """A value that Arrow cannot type, as bytes by `encode` and back by `decode`; equal values need equal bytes."""
+    """A value that Arrow cannot type, as bytes by `encode` and back by `decode`; equal values need equal
+    bytes.
+    """
     return Codec(encode, decode, name or getattr(encode, "__qualname__", "codec"))
 
 
@@ -74,8 +76,8 @@ def codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], *, nam
 class ValueType:
     """How values of one builder are checked, encoded, decoded and hashed.
 
-    `kind` tags the hash; `text` describes the type in config hashes and run records; `arrow` is the column type of
-    a typed read-back.
+    `kind` tags the hash; `text` describes the type in config hashes and run records; `arrow` is the column
+    type of a typed read-back.
     """
 
     kind: str
@@ -104,7 +106,9 @@ class ValueType:
         return [self.hash(value, payload) for value, payload in zip(values, payloads, strict=True)]
 
     def checked_many(self, values: Sequence[Any]) -> list[Any] | None:
-        """`checked` of a batch in one go, or None where it must be done one by one to find who is at fault."""
+        """`checked` of a batch in one go, or None where it must be done one by one to find who is at
+        fault.
+        """
         if any(value is None or _is_missing(value) for value in values) or self.check_batch is None:
             return None
         try:
@@ -122,7 +126,7 @@ class ValueType:
             raise
         except Exception as error:
             raise ValueMismatchError(
-                f"{_short(value)} ({type(value).__name__}) is not a {self.text}: {error}"
+                f"{_short(value)} ({type(value).__name__}) is not a {self.text}: {_short(error)}"
             ) from error
 
 
@@ -145,9 +149,7 @@ def value_type(spec: Any, config: Any = None) -> ValueType:
     if not isinstance(spec, pa.DataType):
         raise DefinitionError(_unsupported(spec))
     if pt.is_string(spec) or pt.is_large_string(spec):
-        return ValueType(
-            "string", "string", pa.string(), _text, str.encode, bytes.decode, check_batch=_texts
-        )
+        return ValueType("string", "string", pa.string(), _text, str.encode, bytes.decode, check_batch=_texts)
     if pt.is_binary(spec) or pt.is_large_binary(spec):
         return ValueType("binary", "binary", pa.binary(), _via_arrow(spec), bytes, bytes)
     to_json, from_json = _json_leaf(spec)
@@ -248,6 +250,7 @@ def _via_arrow(spec: pa.DataType) -> Callable[[Any], Any]:
             value = value.tolist()
         if isinstance(value, bool) and (pt.is_integer(spec) or pt.is_floating(spec)):
             raise TypeError("a boolean is no number here")
+        _refuse_loss(value, spec)
         return _canonical(pa.scalar(value, type=spec).as_py())
 
     if spec == pa.list_(pa.string()):
@@ -259,6 +262,24 @@ def _via_arrow(spec: pa.DataType) -> Callable[[Any], Any]:
 
         return check_texts
     return check
+
+
+def _refuse_loss(value: Any, spec: pa.DataType) -> None:
+    """What Arrow would convert without a word: 2.5 to 2, a text to its letters, a struct to fewer fields."""
+    if isinstance(value, float) and pt.is_integer(spec) and not value.is_integer():
+        raise TypeError("its fraction would be lost")
+    if pt.is_list(spec) or pt.is_large_list(spec) or pt.is_fixed_size_list(spec):
+        if isinstance(value, str | bytes):
+            raise TypeError("a list is expected, one item for each element")
+        if not (pt.is_string(spec.value_type) or pt.is_floating(spec.value_type)):
+            for item in value if isinstance(value, list | tuple) else ():
+                _refuse_loss(item, spec.value_type)
+    elif pt.is_struct(spec) and isinstance(value, dict):
+        fields = {spec.field(i).name: spec.field(i).type for i in range(spec.num_fields)}
+        for name, item in value.items():
+            if name not in fields:
+                raise TypeError(f"{name!r} is none of its fields {tuple(fields)!r}")
+            _refuse_loss(item, fields[name])
 
 
 def _canonical(value: Any) -> Any:
@@ -357,9 +378,25 @@ def _same(value: Any) -> Any:
 
 def _unsupported(spec: Any) -> str:
     return (
-        f"value = {spec!r} has no canonical bytes. Two ways out: an Arrow type made of text, numbers, booleans, "
-        "binary, dates, timestamps, decimals, lists, structs or maps (such as pa.list_(pa.string())), or "
-        "codec(encode, decode), two functions of yours between the value and bytes."
+        f"value = {spec!r} has no canonical bytes.
+        Two ways out:
+        an
+       
+        Arrow type made of text, numbers,
+        booleans, " "binary, dates, timestamps, decimals, lists,
+        structs or maps
+        (such
+        as pa.list_(pa.string())), or " "codec(encode, decode), two functions of yours between the value and bytes."
+  
+   
+  
+   
+  
+   
+  
+   
+  
+   
     )
 
 
@@ -373,7 +410,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = str(value) if isinstance(value, Exception) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
