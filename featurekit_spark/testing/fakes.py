@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,15 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurekit_spark.errors import DataError
 from featurekit_spark.llm.base import Completion
-from featurekit_spark.sources.base import (
-    AttributeId,
-    Dimension,
-    IngestionDimensionKey,
-    ProductId,
-    dimension_of,
-)
+from featurekit_spark.sources.base import AttributeId, Dimension, IngestionDimensionKey, ProductId
+from featurekit_spark.sources.interactions import interaction_schema
+from featurekit_spark.sources.memory import InMemoryProductDB
 
 __all__ = ["CountingLLM", "InteractionDBFake", "MovingClock", "ProductDBFake"]
 
@@ -44,9 +39,9 @@ class MovingClock:
 
 @dataclass
 class ProductDBFake:
-    """A ProductDB over a dictionary that a test may edit: `{product_id: {attribute: value}}`.
+    """A ProductDB over a dictionary that a test may edit between runs: `{product_id: {attribute: value}}`.
 
-    A value that varies is a mapping by dimension key, `{(): "Lamp", (("locale", "de_DE"),): "Lampe"}`.
+    A value that varies is a dict by dimension key, `{(): "Lamp", (("locale", "de_DE"),): "Lampe"}`.
     `requests` holds what was asked for: (sorted attribute ids, sorted product ids or None for all).
     """
 
@@ -55,31 +50,14 @@ class ProductDBFake:
 
     async def get_product_attribute_dimensions(self) -> dict[AttributeId, Dimension]:
         """Every attribute that some product has, with what it varies by."""
-        keys: dict[AttributeId, list[IngestionDimensionKey]] = {}
-        for attributes in self.products.values():
-            for name, value in attributes.items():
-                keys.setdefault(name, []).extend(_variants(value))
-        return {name: dimension_of(found) for name, found in sorted(keys.items())}
+        return await InMemoryProductDB(self.products).get_product_attribute_dimensions()
 
     async def get_products(
         self, attribute_ids: set[AttributeId], product_ids: set[ProductId] | None = None
     ) -> dict[ProductId, dict[AttributeId, dict[IngestionDimensionKey, Any]]]:
         """As the ProductDB protocol says; DataError for an attribute that no product has."""
         self.requests.append((sorted(attribute_ids), None if product_ids is None else sorted(product_ids)))
-        known = {name for attributes in self.products.values() for name in attributes}
-        missing = sorted(attribute_ids - known) if self.products else []
-        if missing:
-            raise DataError(f"no product has the attribute {missing[0]!r}; known: {sorted(known)}")
-        wanted = self.products if product_ids is None else product_ids & self.products.keys()
-        return {
-            product: {name: _variants(self.products[product].get(name)) for name in attribute_ids}
-            for product in sorted(wanted)
-        }
-
-
-def _variants(value: Any) -> dict[IngestionDimensionKey, Any]:
-    variants = value if isinstance(value, Mapping) else {(): value}
-    return {key: found for key, found in variants.items() if found is not None}
+        return await InMemoryProductDB(self.products).get_products(attribute_ids, product_ids)
 
 
 @dataclass
@@ -95,21 +73,11 @@ class InteractionDBFake:
         merchant: str,
         market: str,
         *,
-        entity_ids: Sequence[str] | None = None,
+        entity_ids: Collection[str] | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> pa.Table:
-        """The rows of some entities (None: all) with since <= served_at < until, as an Arrow table."""
-        instant = pa.timestamp("us", tz="UTC")
-        schema = pa.schema(
-            [
-                ("entity_id", pa.string()),
-                ("product_id", pa.string()),
-                ("kind", pa.string()),
-                ("served_at", instant),
-                ("reacted_at", instant),
-            ]
-        )
+        """The rows of some entities (None: all) with since <= served_at < until, as `interaction_schema()`."""
         rows = [
             row
             for row in self.rows.get((merchant, market), [])
@@ -117,7 +85,8 @@ class InteractionDBFake:
             and (since is None or row["served_at"] >= since)
             and (until is None or row["served_at"] < until)
         ]
-        return pa.Table.from_pylist(rows, schema=schema)
+        ordered = sorted(rows, key=lambda row: (row["served_at"], row["entity_id"], row["product_id"]))
+        return pa.Table.from_pylist(ordered, schema=interaction_schema())
 
 
 @dataclass
