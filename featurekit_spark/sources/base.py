@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-from featurekit_spark.errors import DataError
+from featurekit_spark.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -236,3 +236,12 @@ def dimension_of(keys: Iterable[IngestionDimensionKey]) -> Dimension:
             seen.setdefault(name, set()).add(value)
     names = tuple(sorted(seen))
     return Dimension(names, tuple(tuple(sorted(seen[name])) for name in names))
+
+
+def check_asked(attributes: Sequence[AttributeId]) -> None:
+    """UsageError if the columns of a scan for `attributes` would not have names of their own."""
+    if len({*attributes, "product_id"}) != len(attributes) + 1:
+        raise UsageError(
+            f"attributes {list(attributes)!r} of one scan: ask for each once, and not for product_id, "
+            "which is always there."
+        )

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from featurekit_spark.errors import UsageError
 from featurekit_spark.sources.arrowtypes import plain_type
 from featurekit_spark.sources.base import (
     BLANKS,
@@ -23,6 +22,7 @@ from featurekit_spark.sources.base import (
     IngestionDimensionKey,
     Layout,
     ProductId,
+    check_asked,
 )
 from featurekit_spark.sources.problems import (
     SHOWN,
@@ -171,7 +171,8 @@ def _unique(table: pa.Table, snapshot: Snapshot) -> pa.Table:
         numbered = pa.table({"id": table["product_id"], "row": np.arange(len(table))})
         last = numbered.group_by("id").aggregate([("row", "max")])["row_max"]
         return table.take(pc.take(last, pc.sort_indices(last)))
-    order = pc.rank(table["_order"], null_placement="at_start", tiebreaker="dense")
+    # A row without order is older than any with one; rank has nulls last.
+    order = pc.if_else(pc.is_null(table["_order"]), 0, pc.rank(table["_order"], tiebreaker="dense"))
     ranked = pa.table({"product_id": table["product_id"], "rank": order, "row": np.arange(len(table))})
     best = ranked.group_by("product_id").aggregate([("rank", "max")])
     kept = ranked.join(best, ["product_id"]).filter(pc.field("rank") == pc.field("rank_max"))
@@ -197,11 +198,7 @@ class TableScan:
     def __init__(
         self, snapshot: Snapshot, attributes: Sequence[AttributeId], *, dimensions: Mapping[str, str]
     ) -> None:
-        if len({*attributes, "product_id"}) != len(attributes) + 1:
-            raise UsageError(
-                f"attributes {list(attributes)!r} of one scan: ask for each once, and not for product_id, "
-                "which is always there."
-            )
+        check_asked(attributes)
         self._snapshot = snapshot
         self._attributes = tuple(attributes)
         self._wanted = dict(dimensions)

@@ -15,6 +15,7 @@ from featurekit_spark.sources.base import (
     IngestionDimensionKey,
     ProductId,
     ProductScan,
+    check_asked,
     dimension_of,
     is_blank,
     resolve_dimension,
@@ -73,6 +74,7 @@ class InMemoryProductDB:
         }
 
     def scan(self, attribute_ids: Sequence[AttributeId], *, dimensions: Mapping[str, str]) -> ProductScan:
+        check_asked(attribute_ids)
         self._require(attribute_ids)
         columns = {
             attribute: [
