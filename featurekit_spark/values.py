@@ -66,9 +66,7 @@ class Codec:
 
 
 def codec(encode: Callable[[Any], bytes], decode: Callable[[bytes], Any], *, name: str = "") -> Codec:
-    """A value that Arrow cannot type, as bytes by `encode` and back by `decode`; equal values need equal
-    bytes.
-    """
+    """A value that Arrow cannot type, as bytes and back by two functions; equal values need equal bytes."""
     return Codec(encode, decode, name or getattr(encode, "__qualname__", "codec"))
 
 
@@ -106,9 +104,7 @@ class ValueType:
         return [self.hash(value, payload) for value, payload in zip(values, payloads, strict=True)]
 
     def checked_many(self, values: Sequence[Any]) -> list[Any] | None:
-        """`checked` of a batch in one go, or None where it must be done one by one to find who is at
-        fault.
-        """
+        """`checked` of a batch in one go, or None where one by one finds who is at fault."""
         if any(value is None or _is_missing(value) for value in values) or self.check_batch is None:
             return None
         try:
@@ -378,34 +374,17 @@ def _same(value: Any) -> Any:
 
 def _unsupported(spec: Any) -> str:
     return (
-        f"value = {spec!r} has no canonical bytes.
-        Two ways out:
-        an
-       
-        Arrow type made of text, numbers,
-        booleans, " "binary, dates, timestamps, decimals, lists,
-        structs or maps
-        (such
-        as pa.list_(pa.string())), or " "codec(encode, decode), two functions of yours between the value and bytes."
-  
-   
-  
-   
-  
-   
-  
-   
-  
-   
+        f"value = {spec!r} has no canonical bytes. Two ways out: an Arrow type made of text, numbers, "
+        "booleans, binary, dates, timestamps, decimals, lists, structs or maps (such as "
+        "pa.list_(pa.string())), or codec(encode, decode), two functions of yours between value and bytes."
     )
 
 
 def _is_missing(value: Any) -> bool:
     """pandas writes a missing number as NaN and a missing instant as NaT; both mean no value here."""
-    return (
-        isinstance(value, float | np.floating)
-        and value != value
-        or type(value).__name__ in ("NaTType", "NAType")
+    return (isinstance(value, float | np.floating) and value != value) or type(value).__name__ in (
+        "NaTType",
+        "NAType",
     )
 
 
