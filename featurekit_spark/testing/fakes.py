@@ -77,7 +77,7 @@ class InteractionDBFake:
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> pa.Table:
-        """The rows of some entities (None: all) with since <= served_at < until, as `interaction_schema()`."""
+        """The rows of some entities (None: all) with since <= served_at < until, sorted by time."""
         rows = [
             row
             for row in self.rows.get((merchant, market), [])
