@@ -21,6 +21,7 @@ from featurekit_spark.builder import (
     Gathered,
     KeySet,
     Source,
+    as_dep,
     bind,
     import_path,
     keys_of,
@@ -79,7 +80,7 @@ class Bindings:
             for dep in bound.deps:
                 if dep.keyset is not None:
                     self.group_fields |= set(dep.keyset.key)
-            self.value_sources |= _value_sources(graph, bound)
+            self.value_sources |= _value_sources(bound)
         return self
 
     def items(self) -> list[tuple[Builder, Bound]]:
@@ -91,10 +92,27 @@ class Bindings:
         return {**self.__dict__, "_context": None}
 
 
-def _value_sources(graph: Graph, bound: Bound) -> frozenset[str]:
-    """Sources below a dep whose key comes from a value: which of their keys are read is known only afterwards."""
-    reached = [b for dep in bound.deps if dep.on_fields for b in graph.needs_of(dep.builder)]
-    return frozenset(b.name for b in reached if issubclass(b, Source))
+def _value_sources(bound: Bound) -> frozenset[str]:
+    """Sources below a dep whose key comes from a value: which of their keys are read is known only afterwards.
+
+    A gathered source is not among them: all its members are read, and the group's trace covers them.
+    """
+    found: set[str] = set()
+
+    def walk(dep: Dep, by_value: bool) -> None:
+        if dep.keyset is not None:
+            return
+        for _, source in dep.on_fields:
+            walk(source.dep if isinstance(source, Each) else source, by_value)
+        by_value = by_value or bool(dep.on_fields)
+        if by_value and issubclass(dep.builder, Source):
+            found.add(dep.builder.name)
+        for inner in map(as_dep, dep.builder.deps):
+            walk(inner, by_value)
+
+    for dep in bound.deps:
+        walk(dep, False)
+    return frozenset(found)
 
 
 class Evaluator:

@@ -49,10 +49,16 @@ spark.pyspark.driver.python        {python}
 # Java than it was made with, the JVM starts as usual; -Xlog keeps it from saying so on stdout.
 spark.driver.extraJavaOptions      {java_options}
 
+# For one machine and tables of up to some millions of rows; the defaults (200 and 50) are for clusters, and here
+# they are mostly empty tasks.
+spark.sql.shuffle.partitions       8
+spark.databricks.delta.snapshotPartitions  2
+
 spark.ui.showConsoleProgress       false
 """
 
-JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:SharedArchiveFile={archive} -Xshare:auto {quiet}"
+# One tier of compilation reserves 48 MB for code, which a job of many stages fills; then it runs uncompiled.
+JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:SharedArchiveFile={archive} -Xshare:auto {quiet}"
 QUIET = "-Xlog:disable -Xlog:all=error:stderr"
 
 LOGGING = """\

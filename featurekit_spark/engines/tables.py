@@ -177,13 +177,15 @@ class TableExecution:
             raise DataError(f"{keyset.name} lists {count - distinct} members twice; a key set yields each key once")
         self._members[keyset.name] = members
         self.keys = max(self.keys, count)
-        self.done[keyset.name] = Counts(computed=1)
 
     def _read_source(self, source: Builder, space: Space) -> None:
+        from pyspark.sql import functions as F
+
         members = self._members[space.label.removeprefix("of ")]
         frame = self._scan(source)
         if frame is None:
-            self._run_keyed(KeyedStage(space, (source,), (), False, frozenset({"target"})))
+            self._todo.setdefault(space.label.removeprefix("of "), members)
+            self._run_keyed(KeyedStage(space, (source,), (), False, frozenset({"gather"})))
             return
         work = self._work((source,), source.key)
         read = frame.mapInArrow(SourceTask(work, self.group), _ROW_DDL)
@@ -195,10 +197,13 @@ class TableExecution:
             "origin": "empty",
             "current": True,
         }
-        rows = members.join(read, "key", "left").select(
-            *(_or(name, missing) for name in ROW_SCHEMA.names)
-        )
-        self._keep(source, space, self._commit(self._save(rows, source.name), (source,), known=True))
+        rows = members.join(read, "key", "left")
+        if self.cache.has(source.name):  # what was read before and is read again is a hit
+            have = self._entries(source).where("status = 'ok'").select("entry_id", F.lit(True).alias("there"))
+            rows = rows.join(have.dropDuplicates(["entry_id"]), "entry_id", "left")
+            rows = rows.withColumn("origin", F.when(F.col("there"), "hit").otherwise(F.col("origin")))
+        rows = rows.select(*(_or(name, missing) for name in ROW_SCHEMA.names))
+        self._keep(source, space, self._commit(self._save(rows, source.name)))
 
     def _scan(self, source: Builder) -> DataFrame | None:
         scan = scan_of(source, self.job, self.plan.group_fields, self.group)
@@ -217,6 +222,7 @@ class TableExecution:
     def _check(self, traces: Sequence[TargetTrace]) -> None:
         from pyspark.sql import functions as F
 
+        todo: dict[str, DataFrame] = {}
         for trace in traces:
             members, name = self._members[trace.keyset.name], trace.target.name
             hashed = self._with_hashes(members, trace.keyed, "keyed")
@@ -227,13 +233,15 @@ class TableExecution:
             stored = self.cache.group_row(name, key_json(self.group))
             same = stored is not None and stored.group_trace == group_trace and stored.plan_hash == plan
             self._checks[name] = (trace, plan, keyed, group_trace, same)
+            # A key set's long list of members is no entry here; the group's trace tells whether it was read before.
+            self.done[trace.keyset.name] = Counts(hit=1) if same else Counts(computed=1)
             proven = self._prove(trace, plan, keyed) if trace.provable and same else keyed.limit(0)
             self._proven[name] = self._save(proven.select("key"), f"{name}-proven")
             self._proven_count[name] = self._proven[name].count()
             left = members.join(self._proven[name], "key", "left_anti")
-            before = self._todo.get(trace.keyset.name)
-            self._todo[trace.keyset.name] = left if before is None else before.union(left).distinct()
-        self._todo = {name: self._save(frame, "todo") for name, frame in self._todo.items()}
+            before = todo.get(trace.keyset.name)
+            todo[trace.keyset.name] = left if before is None else before.union(left).distinct()
+        self._todo = {name: self._save(frame, "todo") for name, frame in todo.items()}
         self.regather = any(not same for *_, same in self._checks.values())
         self.unchanged = not self.regather and not any(frame.count() for frame in self._todo.values())
 
@@ -292,7 +300,7 @@ class TableExecution:
         parts = [self._given(builder, stage) for builder in stage.builders]
         given = [frame for found in parts for frame in found] + self._cached(stage)
         rows = self._with_given(keys, given).mapInArrow(ColumnTask(work), _ROW_DDL)
-        saved = self._commit(self._save(rows, stage.label), stage.builders)
+        saved = self._commit(self._save(rows, stage.label))
         for builder in stage.builders:
             self._keep(builder, stage.space, saved)
         self.job.progress(stage.label, 1, 1)
@@ -431,16 +439,12 @@ class TableExecution:
         frame.write.parquet(path)
         return self.spark.read.schema(schema).parquet(path)
 
-    def _commit(self, rows: DataFrame, builders: Sequence[Builder], *, known: bool = False) -> DataFrame:
-        """Append a stage's new entries in one commit, and count what it did. `known`: a source was read anew, and
-        what the cache has already is left out."""
+    def _commit(self, rows: DataFrame) -> DataFrame:
+        """Append a stage's new entries in one commit, and count what it did."""
         from pyspark.sql import functions as F
 
         inline = [b.name for b, _ in self.job.bindings.items() if b.inline]
         fresh = rows.where(F.col("origin").isin(*_FRESH) & ~F.col("builder").isin(*inline) & F.col("entry_id").isNotNull())
-        if known and self.cache.has(builders[0].name):
-            have = self._entries(builders[0]).where("status = 'ok'").select("entry_id").distinct()
-            fresh = fresh.join(have, "entry_id", "left_anti")
         names = [name for name in self.cache.entry_columns() if name not in ("run_id", "recorded")]
         fresh = fresh.select(*names, F.lit(self.job.run_id).alias("run_id"))
         self._append("entries", fresh)
