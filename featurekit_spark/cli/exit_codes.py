@@ -6,12 +6,14 @@ from enum import IntEnum
 
 from featurekit_spark.errors import (
     BudgetError,
+    CacheError,
     ConfigError,
     ContextError,
     DataError,
     DefinitionError,
     FeaturekitError,
     UsageError,
+    ValueMismatchError,
 )
 
 __all__ = ["ExitCode", "exit_code"]
@@ -35,9 +37,9 @@ def exit_code(error: BaseException) -> ExitCode:
     match error:
         case UsageError():
             return ExitCode.USAGE
-        case ConfigError() | DefinitionError() | ContextError():
+        case ConfigError() | DefinitionError() | ContextError() | CacheError():
             return ExitCode.CONFIG
-        case DataError():
+        case DataError() | ValueMismatchError():
             return ExitCode.DATA
         case BudgetError():
             return ExitCode.BUDGET

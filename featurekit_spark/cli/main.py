@@ -1,33 +1,48 @@
-"""`featurekit run`, which is also the main of jobs/run_logic.py: arguments in, results on stdout, logs on stderr."""
+"""`featurekit run`, which is also the main of jobs/run_logic.py.
+
+Owns arguments, exit codes and streams: results on stdout, everything else on stderr. What a run does is in
+`pipelines`, what is said of it in `report`.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import date, datetime
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import click
 import typer
 
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.progress import progress_line
+from featurekit_spark.cli.report import RunReport
 from featurekit_spark.config import check_name, load_settings
 from featurekit_spark.errors import FeaturekitError
 
 __all__ = ["app", "run_logic_main"]
 
+
+class Output(StrEnum):
+    """How a run's result is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 app = typer.Typer(
     name="featurekit",
     help="Compute features once, on Spark or in-process, and pay for each model call once.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
+_job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -36,164 +51,106 @@ def _root() -> None:
 
 
 @app.command("run")
+@_job.command()
 def run_command(
-    merchant: Annotated[str, typer.Option(help="Merchant, as in the catalog's file name.")],
+    merchant: Annotated[str, typer.Option(help="Merchant, as in the name of the catalog's file.")],
     market: Annotated[str, typer.Option(help="Market, such as US.")],
     conf_file: Annotated[
-        Path | None, typer.Option(help="YAML settings; merchants/MERCHANT.yaml beside it is read too.")
+        Path | None, typer.Option(help="Settings (YAML); merchants/MERCHANT.yaml beside it is read as well.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one key, such as search.top_k=20.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting: search.top_k=20.")
     ] = None,
-    run_date: Annotated[str | None, typer.Option(help="The run's date, YYYY-MM-DD (default: now).")] = None,
-    run_id: Annotated[str | None, typer.Option(help="Name of this run (default: made up).")] = None,
-    engine: Annotated[str | None, typer.Option(help="spark or local; short for --set engine.kind=...")] = None,
-    output: Annotated[str, typer.Option(help="text or json; json ends with one JSON object in one line.")] = "text",
+    run_date: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The date the run takes for today.")
+    ] = None,
+    run_id: Annotated[str | None, typer.Option(help="The run's name; made up if not given.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="spark or local (no JVM); short for --set engine.kind=...")
+    ] = None,
+    output: Annotated[Output, typer.Option(help="json: one line with one JSON object.")] = Output.TEXT,
 ) -> None:
-    """Run the logic builders of one merchant and market and publish their recommendations."""
-    if output not in ("text", "json"):
-        raise click.BadParameter(f"{output!r}; choose text or json", param_hint="--output")
-    settings = list(overrides or []) + ([f"engine.kind={engine}"] if engine else [])
-    code = _run(merchant, market, conf_file, settings, run_date, run_id, output)
-    raise typer.Exit(code)
+    """Run the logic builders of one merchant and market, and publish their recommendations.
 
-
-def run_logic_main(argv: Sequence[str] | None = None) -> int:
-    """main(merchant, market) of the main job: `--merchant M --market K ...`; returns the exit code."""
-    command = typer.main.get_command(app)
-    arguments = ["run", *(sys.argv[1:] if argv is None else argv)]
+    Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
+    5 partial, 6 budget or quota spent, 75 temporary failure.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
+    changes = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
+    request = _Request(merchant, market, conf_file, changes, run_date, run_id)
+    report = RunReport(merchant=merchant, market=market, run_id=run_id)
     try:
-        command.main(arguments, prog_name="run_logic.py", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
-    except click.ClickException as error:
-        error.show()
-        return ExitCode.USAGE
-    except click.Abort:
-        return ExitCode.BUG
+        _run(request, report)
+    except FeaturekitError as error:
+        report.failed(str(error), exit_code(error))
+        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        report.failed(f"{type(error).__name__}: {error}", ExitCode.BUG)
+        traceback.print_exc()
+    if output is Output.JSON:
+        print(report.json(), flush=True)
+    elif report.status != "failed":
+        print(report.text(), flush=True)
+    raise typer.Exit(report.code)
+
+
+def run_logic_main(arguments: Sequence[str] | None = None) -> int:
+    """The main of jobs/run_logic.py: `--merchant M --market K ...` in (default: sys.argv), exit code out."""
+    try:
+        _job(args=None if arguments is None else list(arguments), prog_name="run_logic.py")
+    except SystemExit as done:
+        return int(done.code or 0)
     return ExitCode.OK
 
 
-def _run(
-    merchant: str,
-    market: str,
-    conf_file: Path | None,
-    overrides: Sequence[str],
-    run_date: str | None,
-    run_id: str | None,
-    output: str,
-) -> int:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        summary, code = _job(merchant, market, conf_file, overrides, _date(run_date), run_id)
-    except FeaturekitError as error:
-        code = exit_code(error)
-        print(f"error: {error}", file=sys.stderr)
-        summary = {"status": "failed", "merchant": merchant, "market": market, "error": str(error), "exit_code": code}
-    except Exception as error:
-        code = ExitCode.BUG
-        traceback.print_exc()
-        summary = {"status": "failed", "merchant": merchant, "market": market, "error": repr(error), "exit_code": code}
-    if output == "json":
-        print(json.dumps(summary, ensure_ascii=False), flush=True)
-    elif summary["status"] != "failed":
-        print(_told(summary), flush=True)
-    return code
+@dataclass(frozen=True)
+class _Request:
+    merchant: str
+    market: str
+    conf_file: Path | None
+    overrides: Sequence[str]
+    run_date: datetime | None
+    run_id: str | None
 
 
-def _job(
-    merchant: str,
-    market: str,
-    conf_file: Path | None,
-    overrides: Sequence[str],
-    run_date: date | None,
-    run_id: str | None,
-) -> tuple[dict[str, Any], ExitCode]:
+def _run(request: _Request, report: RunReport) -> None:
     settings = load_settings(
-        merchant=merchant, market=market, conf_file=conf_file, environ=os.environ, overrides=overrides
+        merchant=request.merchant,
+        market=request.market,
+        conf_file=request.conf_file,
+        environ=os.environ,
+        overrides=request.overrides,
     )
-    if run_id is not None:
-        check_name("run id", run_id)
-    # After the settings are known to be good: what follows imports pyarrow and the adapters.
+    if request.run_id is not None:
+        check_name("run id", request.run_id)
+    # Not before the settings are known to be good: pyarrow and the adapters take a second to import.
     from featurekit_spark.bootstrap import Bootstrap
-    from featurekit_spark.pipelines.logic import run_logic
+    from featurekit_spark.pipelines.logic import Gate, run_logic
 
     with progress_line() as progress:
-        boot = Bootstrap(settings, merchant=merchant, market=market, run_date=run_date, progress=progress)
+        boot = Bootstrap(
+            settings,
+            merchant=request.merchant,
+            market=request.market,
+            run_date=request.run_date.date() if request.run_date else None,
+            progress=progress,
+        )
         try:
             with boot.run_lock():
                 outcome = run_logic(
                     boot.get_session(),
                     boot.get_logic_builders(),
                     boot.get_logic_keys(),
-                    merchant=merchant,
-                    market=market,
+                    merchant=request.merchant,
+                    market=request.market,
                     sinks=boot.get_sinks(),
-                    max_row_drop=settings.publish_gate.max_row_drop,
-                    max_coverage_drop=settings.publish_gate.max_coverage_drop,
-                    run_id=run_id,
+                    gate=Gate(settings.publish_gate.max_row_drop, settings.publish_gate.max_coverage_drop),
+                    run_id=request.run_id,
                     quality=boot.get_quality,
+                    on_computed=report.computed,
                 )
         finally:
             boot.close()
-    result = outcome.result
-    for key, error in list(result.errors.items())[:5]:
-        print(f"failed {key}: {error}", file=sys.stderr)
-    if len(result.errors) > 5:
-        print(f"... and {len(result.errors) - 5} more failed keys, each an error entry in the cache", file=sys.stderr)
-    summary = {
-        "status": result.status,
-        "run_id": result.run_id,
-        "merchant": merchant,
-        "market": market,
-        "products": result.keys,
-        "wall_seconds": round(outcome.wall_seconds, 3),
-        "builders": {name: _counts(counts) for name, counts in result.builders.items()},
-        "sinks": outcome.sinks,
-        "quality": outcome.quality,
-        "unchanged": result.unchanged,
-    }
-    return summary, ExitCode.OK if result.status == "ok" else ExitCode.PARTIAL
-
-
-def _date(text: str | None) -> date | None:
-    if text is None:
-        return None
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").date()  # noqa: DTZ007 - a date has no zone
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no date; write YYYY-MM-DD", param_hint="--run-date") from None
-
-
-def _counts(counts: Any) -> dict[str, Any]:
-    usd = None if counts.usd is None else round(counts.usd, 6)
-    return {
-        "hit": counts.hit,
-        "computed": counts.computed,
-        "error": counts.error,
-        "empty": counts.empty,
-        "calls": counts.calls,
-        "tokens": counts.tokens,
-        "usd": usd,
-        "seconds": round(counts.seconds, 3),
-    }
-
-
-def _told(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    lines = [
-        f"{summary['merchant']} {summary['market']}: {summary['products']} products, {summary['status']} "
-        f"in {summary['wall_seconds']:.1f} s (run {summary['run_id']})"
-        + (", nothing had changed" if summary["unchanged"] else "")
-    ]
-    width = max((len(name) for name in summary["builders"]), default=0)
-    lines.append(f"  {'builder':<{width}}  {'hit':>8} {'computed':>9} {'error':>6} {'calls':>7} {'seconds':>8}")
-    for name, c in summary["builders"].items():
-        lines.append(
-            f"  {name:<{width}}  {c['hit']:>8} {c['computed']:>9} {c['error']:>6} {c['calls']:>7} {c['seconds']:>8.2f}"
-        )
-    for name, sink in summary["sinks"].items():
-        lines.append(f"  sink {name}: {sink['status']}, {sink['rows']} rows")
-    quality = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in summary["quality"].items())
-    lines.append(f"  data: {quality}")
-    return "\n".join(lines)
+    report.done(outcome)
+    for line in report.problems():
+        print(line, file=sys.stderr)

@@ -1,7 +1,7 @@
 """The main job: run the logic builders of one merchant and market, then publish what they say.
 
-Compute, gate, publish: nothing reaches a sink before everything is computed, and a sink that already holds exactly
-this answer is left alone. Takes a session and sinks; builds neither.
+Compute, gate, publish: nothing reaches a sink before everything is computed and every sink's gate is passed,
+and a sink that already holds exactly this answer is left alone. Takes a session and sinks; builds neither.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.errors import DefinitionError
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.session import RunResult, Session
-from featurekit_spark.sinks.base import Publication, Sink
+from featurekit_spark.sinks.base import Publication, PublishedState, Sink
 from featurekit_spark.sinks.gate import check_gate
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["LogicOutcome", "publication_rows", "run_logic"]
+__all__ = ["Gate", "LogicOutcome", "publication_rows", "run_logic"]
 
 Rows: TypeAlias = "pa.Table | DataFrame"
 
@@ -39,11 +39,19 @@ _PUBLICATION = pa.schema(
 
 
 @dataclass(frozen=True)
-class LogicOutcome:
-    """A run and what became of its answers. `sinks`: by sink name, `status` published or unchanged, and figures.
+class Gate:
+    """By how much rows, and the share of them with recommendations, may fall below what is published."""
 
-    `quality`: what the catalog's reader counted, rows that keep an earlier answer because this run failed, and, where
-    something was published, rows without recommendations.
+    max_row_drop: float | None = None
+    max_coverage_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class LogicOutcome:
+    """A run and what became of its answers. `sinks`: by name, `status` published or unchanged, and figures.
+
+    `quality`: what the catalog's reader counted; `kept`, answers kept from before because this run failed for
+    their keys; `without_recommendations`, rows with an empty list.
     """
 
     result: RunResult
@@ -60,64 +68,101 @@ def run_logic(
     merchant: str,
     market: str,
     sinks: Sequence[Sink],
-    max_row_drop: float | None = None,
-    max_coverage_drop: float | None = None,
+    gate: Gate | None = None,
     run_id: str | None = None,
     configs: Mapping[Any, Any] | None = None,
     quality: Callable[[], Mapping[str, int]] = dict,
+    on_computed: Callable[[RunResult], None] = lambda result: None,
 ) -> LogicOutcome:
     """Recommendations of every product, by every logic builder, in every sink.
 
-    Raises PublishGateError before any sink is touched, DefinitionError for a logic builder whose value is no list
-    of product ids.
+    `on_computed` is called before anything is published, so that a run can be told of whose publication
+    fails. Raises DefinitionError for a class that is no logic builder, PublishGateError before any sink is
+    written to.
     """
     start = time.perf_counter()
     for builder in logic_builders:
-        _ids_and_scores(builder)
+        _score_field(builder, keyset)
     for sink in sinks:
         sink.check()
     targets = [builder.over(keyset) for builder in logic_builders]
     result = session.run(*targets, run_id=run_id, configs=configs, merchant=merchant, market=market)
+    try:
+        on_computed(result)
+        published, counts = _publish(session, result, logic_builders, keyset, sinks, gate or Gate())
+    finally:
+        result.execution.close()
+    return LogicOutcome(result, published, {**quality(), **counts}, time.perf_counter() - start)
+
+
+def _publish(
+    session: Session,
+    result: RunResult,
+    logic_builders: Sequence[type[FeatureBuilder[Any]]],
+    keyset: type[KeySet],
+    sinks: Sequence[Sink],
+    gate: Gate,
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, int]]:
+    """(what became of each sink, counts of answers). A sink that holds these answers is not written to."""
+    merchant, market = result.group["merchant"], result.group["market"]
     names = [builder.name for builder in logic_builders]
     fingerprint = result.execution.fingerprint(names)
     counts = {"kept": result.execution.kept(names)}
     group = key_json((merchant, market, "published"))
     before = session.cache.last_run(group)
     marks = dict(before.record["sinks"]) if before is not None else {}
+
     outcome: dict[str, Mapping[str, Any]] = {}
-    behind: list[Sink] = []
-    states = {sink.name: sink.state(merchant, market) for sink in sinks}
+    behind: list[tuple[Sink, PublishedState | None]] = []
     for sink in sinks:
-        state = states[sink.name]
-        if state and marks.get(sink.name) == {"fingerprint": fingerprint, "run_id": state.run_id}:
+        state = sink.state(merchant, market)
+        if state and sink.layout and marks.get(sink.name) == _mark(sink, fingerprint, state.run_id):
             outcome[sink.name] = {"status": "unchanged", "rows": state.rows}
+            counts["without_recommendations"] = state.rows - state.covered
         else:
-            behind.append(sink)
-    try:
-        if behind:
-            rows = publication_rows(result, logic_builders)
-            total, covered = _size(rows)
-            counts["without_recommendations"] = total - covered
-            for sink in behind:
-                limits = {"max_row_drop": max_row_drop, "max_coverage_drop": max_coverage_drop}
-                check_gate(states[sink.name], total, covered, **limits)
-            publication = Publication(merchant, market, result.run_id, result.ts, tuple(names), rows)
-            for sink in behind:
-                outcome[sink.name] = _published(sink, publication)
-                marks[sink.name] = {"fingerprint": fingerprint, "run_id": result.run_id}
-                record = RunRecord(result.run_id, group, result.ts, result.status, {"sinks": marks})
-                session.cache.record_run(record)
-        return LogicOutcome(result, outcome, {**quality(), **counts}, time.perf_counter() - start)
-    finally:
-        result.execution.close()
+            behind.append((sink, state))
+    if not behind:
+        return outcome, counts
+
+    rows = publication_rows(result, logic_builders, keyset)
+    total, covered = _size(rows)
+    counts["without_recommendations"] = total - covered
+    for _, state in behind:
+        check_gate(
+            state,
+            total,
+            covered,
+            max_row_drop=gate.max_row_drop,
+            max_coverage_drop=gate.max_coverage_drop,
+        )
+    publication = Publication(merchant, market, result.run_id, result.ts, tuple(names), rows)
+    for sink, _ in behind:
+        done = sink.publish(publication)
+        figures = {"rows": done.rows, "seconds": round(done.seconds, 3), **done.detail}
+        outcome[sink.name] = {"status": "published", **figures}
+        # After each sink: where the next one fails, a later run leaves this one alone.
+        marks[sink.name] = _mark(sink, fingerprint, result.run_id)
+        record = RunRecord(result.run_id, group, result.ts, result.status, {"sinks": dict(marks)})
+        session.cache.record_run(record)
+    return {sink.name: outcome[sink.name] for sink in sinks}, counts
 
 
-def publication_rows(result: RunResult, logic_builders: Sequence[type[FeatureBuilder[Any]]]) -> Rows:
-    """One row per product and logic builder: product_id, logic_builder, recs (best first), scores (null if none).
+def _mark(sink: Sink, fingerprint: str, run_id: str) -> dict[str, Any]:
+    """What a sink was given: the answers, how they were written, and the run by which it knows them."""
+    return {"fingerprint": fingerprint, "layout": sink.layout, "run_id": run_id}
+
+
+def publication_rows(
+    result: RunResult, logic_builders: Sequence[type[FeatureBuilder[Any]]], keyset: type[KeySet]
+) -> Rows:
+    """One row per product and logic builder: product_id, logic_builder, recs (best first), scores (or null).
 
     A pyarrow Table, or a DataFrame where the run kept its results in Spark.
     """
-    parts = [_rows_of(builder, result.execution.answers(builder.name)) for builder in logic_builders]
+    parts = [
+        _rows_of(builder, _score_field(builder, keyset), result.execution.answers(builder.name))
+        for builder in logic_builders
+    ]
     if isinstance(parts[0], pa.Table):
         return pa.concat_tables(parts)
     whole = parts[0]
@@ -127,27 +172,26 @@ def publication_rows(result: RunResult, logic_builders: Sequence[type[FeatureBui
     return result.execution.stored(whole, "publication")
 
 
-def _rows_of(builder: type[FeatureBuilder[Any]], answers: Any) -> Any:
-    score = _ids_and_scores(builder)
-    if not isinstance(answers, pa.Table):
-        recs, scores = ("value", "CAST(NULL AS array<float>)")
-        if score is not None:
-            recs, scores = "value.product_id", f"CAST(value.{score} AS array<float>)"
-        nothing = "CAST(array() AS array<string>)"
-        return answers.selectExpr(
-            "product_id",
-            f"'{builder.name}' AS logic_builder",
-            f"coalesce({recs}, {nothing}) AS recs",
-            f"{scores} AS scores",
-        )
-    values = [value or [] for value in answers["value"].to_pylist()]
-    columns = {
-        "product_id": answers["product_id"],
-        "logic_builder": [builder.name] * len(answers),
-        "recs": values if score is None else [[hit["product_id"] for hit in value] for value in values],
-        "scores": [None if score is None else [hit[score] for hit in value] for value in values],
-    }
-    return pa.table(columns, schema=_PUBLICATION)
+def _rows_of(builder: type[FeatureBuilder[Any]], score: str | None, answers: Any) -> Any:
+    if isinstance(answers, pa.Table):
+        values = [value or [] for value in answers["value"].to_pylist()]
+        columns = {
+            "product_id": answers["product_id"].cast(pa.string()),
+            "logic_builder": [builder.name] * len(answers),
+            "recs": [[hit["product_id"] for hit in value] for value in values] if score else values,
+            "scores": [[hit[score] for hit in value] if score else None for value in values],
+        }
+        return pa.table(columns, schema=_PUBLICATION)
+    from pyspark.sql import functions as F
+
+    recs = F.col("value.product_id" if score else "value")
+    scores = F.col(f"value.{score}") if score else F.lit(None)
+    return answers.select(
+        F.col("product_id").cast("string").alias("product_id"),
+        F.lit(builder.name).alias("logic_builder"),
+        F.coalesce(recs, F.array().cast("array<string>")).alias("recs"),
+        scores.cast("array<float>").alias("scores"),
+    )
 
 
 def _size(rows: Rows) -> tuple[int, int]:
@@ -158,22 +202,21 @@ def _size(rows: Rows) -> tuple[int, int]:
     return int(total), int(covered)
 
 
-def _published(sink: Sink, publication: Publication) -> dict[str, Any]:
-    done = sink.publish(publication)
-    return {"status": "published", "rows": done.rows, "seconds": round(done.seconds, 3), **done.detail}
-
-
-def _ids_and_scores(builder: type[FeatureBuilder[Any]]) -> str | None:
+def _score_field(builder: type[FeatureBuilder[Any]], keyset: type[KeySet]) -> str | None:
     """The field of a logic builder's list items that is the score; None where items are bare ids."""
-    kind = builder.value
-    if isinstance(kind, pa.ListType) and "product_id" in builder.key:
-        if pa.types.is_string(kind.value_type):
+    key, kind = keyset.member_key(), builder.value
+    if builder.key != key or "product_id" not in key:
+        raise DefinitionError(
+            f"{builder.name} is no logic builder over {keyset.name}: its key must be {key!r}, product_id "
+            f"among them; found {builder.key!r}."
+        )
+    if isinstance(kind, pa.ListType):
+        item = kind.value_type
+        if pa.types.is_string(item):
             return None
-        if pa.types.is_struct(kind.value_type):
-            names = {kind.value_type.field(i).name for i in range(kind.value_type.num_fields)}
-            if {"product_id", "score"} <= names:
-                return "score"
+        if pa.types.is_struct(item) and {"product_id", "score"} <= {field.name for field in item}:
+            return "score"
     raise DefinitionError(
-        f"{builder.name} is no logic builder: its key needs product_id (found {builder.key!r}) and its value must be "
-        f"list<string> of product ids, or list<struct<product_id: string, score: double>>; found {kind}"
+        f"{builder.name} is no logic builder: its value must be pa.list_(pa.string()), product ids best "
+        f"first, or pa.list_ of structs with product_id and score; found {kind}."
     )

@@ -1,0 +1,122 @@
+"""What is said of a run when it ends: one JSON object for programs, a small table for people.
+
+Knows results and outcomes; prints nothing itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from featurekit_spark.cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from featurekit_spark.pipelines.logic import LogicOutcome
+    from featurekit_spark.results import Counts
+    from featurekit_spark.session import RunResult
+
+__all__ = ["RunReport"]
+
+_SHOWN_ERRORS = 5
+
+
+class RunReport:
+    """Filled in as the run goes on, so that one that fails tells how far it came."""
+
+    def __init__(self, *, merchant: str, market: str, run_id: str | None) -> None:
+        self.code = ExitCode.OK
+        self._start = time.perf_counter()
+        self._errors: Mapping[str, str] = {}
+        self._facts: dict[str, Any] = {
+            "status": "failed",
+            "run_id": run_id,
+            "merchant": merchant,
+            "market": market,
+            "products": None,
+            "wall_seconds": 0.0,
+            "builders": {},
+            "sinks": {},
+            "quality": {},
+            "unchanged": False,
+        }
+
+    @property
+    def status(self) -> str:
+        """ok, partial (some keys have no answer of this run) or failed."""
+        return str(self._facts["status"])
+
+    def computed(self, result: RunResult) -> None:
+        """Everything is computed and kept; nothing is published yet."""
+        self._errors = result.errors
+        self._facts |= {
+            "run_id": result.run_id,
+            "products": result.keys,
+            "builders": {name: _counts(counts) for name, counts in result.builders.items()},
+            "unchanged": result.unchanged,
+        }
+
+    def done(self, outcome: LogicOutcome) -> None:
+        """The run came to its end."""
+        self.computed(outcome.result)
+        self._facts |= {
+            "status": outcome.result.status,
+            "sinks": dict(outcome.sinks),
+            "quality": dict(outcome.quality),
+        }
+        self.code = ExitCode.OK if outcome.result.status == "ok" else ExitCode.PARTIAL
+        self._stop()
+
+    def failed(self, message: str, code: ExitCode) -> None:
+        """The run ended before its end."""
+        self._facts |= {"status": "failed", "error": message, "exit_code": int(code)}
+        self.code = code
+        self._stop()
+
+    def json(self) -> str:
+        """One line; ASCII, because some readers take U+2028 for the end of a line."""
+        return json.dumps(self._facts)
+
+    def text(self) -> str:
+        """The facts for a person."""
+        facts = self._facts
+        lines = [
+            f"{facts['merchant']} {facts['market']}: {facts['products']} products, {facts['status']} in "
+            f"{facts['wall_seconds']:.1f} s (run {facts['run_id']})"
+            + (", nothing had changed" if facts["unchanged"] else "")
+        ]
+        width = max((len(name) for name in facts["builders"]), default=0)
+        columns = {"hit": 8, "computed": 9, "error": 6, "calls": 7, "seconds": 8}
+        lines.append(f"  {'builder':<{width}}" + "".join(f" {name:>{w}}" for name, w in columns.items()))
+        for name, counts in facts["builders"].items():
+            cells = (f" {counts[column]:>{w}}" for column, w in columns.items())
+            lines.append(f"  {name:<{width}}" + "".join(cells))
+        for name, sink in facts["sinks"].items():
+            lines.append(f"  sink {name}: {sink['status']}, {sink['rows']} rows")
+        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["quality"].items())
+        return "\n".join([*lines, f"  data: {told}"])
+
+    def problems(self) -> Iterator[str]:
+        """The first keys that failed, a line each, and how many more there are."""
+        for key, error in list(self._errors.items())[:_SHOWN_ERRORS]:
+            yield f"failed: {key}: {error}"
+        more = len(self._errors) - _SHOWN_ERRORS
+        if more > 0:
+            yield f"failed: {more} more keys; each has an entry with status 'error' in the cache"
+
+    def _stop(self) -> None:
+        self._facts["wall_seconds"] = round(time.perf_counter() - self._start, 3)
+
+
+def _counts(counts: Counts) -> dict[str, Any]:
+    return {
+        "hit": counts.hit,
+        "computed": counts.computed,
+        "error": counts.error,
+        "empty": counts.empty,
+        "calls": counts.calls,
+        "tokens": counts.tokens,
+        "usd": None if counts.usd is None else round(counts.usd, 6),
+        "seconds": round(counts.seconds, 3),
+    }
