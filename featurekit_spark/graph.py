@@ -69,12 +69,12 @@ class Graph:
                 f"two builders are called {builder.name!r}: {known.__module__}.{known.__qualname__} and "
                 f"{builder.__module__}.{builder.__qualname__}; give one another name: name = '...'"
             )
-        inputs: dict[str, None] = {}
+        inputs: list[Builder] = []
         for dep in map(as_dep, builder.deps):
             _check_dep(builder.name, builder.key, dep)
-            for needed in _builders_in(dep):
-                self._add(needed, (*path, builder))
-                inputs[needed.name] = None
+            inputs += _builders_in(dep)
+        for needed in sorted(inputs, key=lambda b: b.name):
+            self._add(needed, (*path, builder))
         if issubclass(builder, Source) and inputs:
             raise DefinitionError(
                 f"{builder.name} is a Source and has deps; put what it derives into a builder above it"
@@ -84,7 +84,7 @@ class Graph:
                 f"two builders are called {builder.name!r}; give one another name: name = '...'"
             )
         self._builders[builder.name] = builder
-        self._inputs[builder.name] = tuple(sorted(inputs))
+        self._inputs[builder.name] = tuple(sorted({needed.name for needed in inputs}))
 
 
 def _builders_in(dep: Dep) -> Iterator[Builder]:

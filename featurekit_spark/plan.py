@@ -5,7 +5,7 @@ Pure: no Spark, no clock, no I/O, no values. `explain` prints the very stages th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -264,7 +264,7 @@ class _Planner:
             if dep.keyset is not None:
                 members: dict[str, Builder] = {}
                 walk(replace(dep, keyset=None), members, True, False)
-                gathered[dep.keyset, tuple(members.values())] = None
+                gathered[dep.keyset, _sorted(members.values())] = None
                 return
             for _, source in dep.on_fields:
                 walk(source.dep if isinstance(source, Each) else source, into, within, under)
@@ -294,9 +294,9 @@ class _Planner:
         return TargetTrace(
             target.builder,
             _keyset(target),
-            tuple(keyed.values()),
-            tuple(gathered),
-            tuple(grouped.values()),
+            _sorted(keyed.values()),
+            tuple(sorted(gathered, key=lambda g: (g[0].name, [source.name for source in g[1]]))),
+            _sorted(grouped.values()),
             provable,
         )
 
@@ -367,6 +367,10 @@ def _deps(builder: Builder) -> tuple[Dep, ...]:
     return tuple(dep if isinstance(dep, Dep) else Dep(dep) for dep in builder.deps)
 
 
+def _sorted(builders: Iterable[Builder]) -> tuple[Builder, ...]:
+    return tuple(sorted(builders, key=lambda builder: builder.name))
+
+
 def _names(builders: Sequence[Builder]) -> str:
     return ", ".join(builder.name for builder in builders) or "nothing"
 
@@ -398,5 +402,5 @@ def _told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
             details = [f"keys   {space}", f"given  {_names(given)}", f"runs   {where}"]
             return f"{kind}  {stage.label}", details
         case GatherStage(builder):
-            gathers = [str(dep) for dep in _deps(builder) if dep.keyset is not None]
+            gathers = sorted(str(dep) for dep in _deps(builder) if dep.keyset is not None)
             return f"group stage  {builder.name}", [f"gathers  {gather}" for gather in gathers]
