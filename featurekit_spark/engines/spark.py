@@ -89,6 +89,8 @@ class SparkEngine:
         from pyspark import cloudpickle
 
         for stage in plan.stages:
+            if isinstance(stage, ReadSource):  # one without a scan runs like a stage of its own
+                stage = KeyedStage(stage.space, (stage.source,), (), False, stage.feeds)
             if isinstance(stage, KeyedStage):
                 for name, value in travelling(stage, job).items():
                     try:
