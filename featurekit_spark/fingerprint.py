@@ -20,6 +20,7 @@ from json.encoder import encode_basestring  # type: ignore[attr-defined]
 from pathlib import PurePath
 from types import FunctionType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from featurekit_spark.errors import DefinitionError
 
@@ -159,9 +160,22 @@ def code_fingerprint(cls: type, *, library: type, uses: Sequence[Any] = ()) -> s
     return digest("code", *parts)
 
 
+# Reading and parsing takes some 20 ms for a class, and every request with a config of its own asks again. A class
+# or function that is defined anew is another object; a module stays the same object when it is reloaded.
+_shapes: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
 def _source_shape(thing: Any) -> str:
     if not isinstance(thing, type | FunctionType | ModuleType):
         return canonical_json(thing)
+    if isinstance(thing, ModuleType):
+        return _read_shape(thing)
+    if thing not in _shapes:
+        _shapes[thing] = _read_shape(thing)
+    return _shapes[thing]
+
+
+def _read_shape(thing: type | FunctionType | ModuleType) -> str:
     try:
         source = textwrap.dedent(inspect.getsource(thing))
     except (OSError, TypeError) as error:
