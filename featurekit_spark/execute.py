@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from featurekit_spark.builder import KeySet, import_path
+from featurekit_spark.cache.background import BackgroundAppends
 from featurekit_spark.cache.base import TRACE_SCHEMA, FeatureCache
 from featurekit_spark.controller import HandController, commit
 from featurekit_spark.errors import BuildError, DataError
@@ -91,6 +92,8 @@ class Execution:
     """One run of one group. `run()` once, then read `results_of` and `counts`."""
 
     def __init__(self, plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> None:
+        self.appends = BackgroundAppends(job.cache)
+        job = replace(job, cache=self.appends)
         self.plan, self.graph, self.job, self.engine, self.group = plan, graph, job, engine, group
         self.evaluator = Evaluator(
             job.bindings,
@@ -114,9 +117,12 @@ class Execution:
                 start = time.perf_counter()
                 self._run(stage)
                 self.seconds[stage.label] = self.seconds.get(stage.label, 0.0) + time.perf_counter() - start
+            self._write_traces()
         finally:
-            commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
-        self._write_traces()
+            try:
+                commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
+            finally:
+                self.appends.close()
 
     def counts(self) -> dict[str, Counts]:
         """Per builder, in build order. A target's proven keys are its hits, whatever stage they skipped."""
@@ -255,6 +261,8 @@ class Execution:
         keys = self._keys(stage.space, all_members=self.regather and "gather" in stage.feeds)
         if keys:
             self.engine.run_stage(stage, keys, self.evaluator, self.job)
+        if stage.paid:
+            self.appends.wait()  # what was paid for is durable before anything else happens
 
     def _wanted(self) -> bool:
         return any(self.todo.values())
