@@ -19,14 +19,26 @@ from featurekit_spark.session import Limits, Session
 from featurekit_spark.testing.fakes import MovingClock
 from tests import shop
 
-MERCHANTS = st.sampled_from(["abt", "buy"])
-IDS = st.sampled_from(["p1", "p2", "p3", "acme"])  # one id is a brand too, so that values lead to products
+MERCHANTS = st.sampled_from(["abt", "abt", "buy"])
+IDS = st.sampled_from(["p1", "p2", "acme"])  # one id is a brand too, so that values lead to products
 TITLES = st.sampled_from(["red lamp", "big red lamp", "sofa", "chair", ""]) | st.none()
 BRANDS = st.sampled_from(["acme", "bolt"]) | st.none()
-TEXTS = st.sampled_from(["red lamp", "sofa", "chair", "lamp", "red", "hello: sofa", "hi: chair", "sofa?"])
-TEMPLATES = st.sampled_from(["{greeting}: {title}", "{title}?"])
-TARGETS = st.sampled_from([(shop.Logic,), (shop.Card,), (shop.Label,), (shop.Logic, shop.Card, shop.Label)])
+TEXTS = st.sampled_from(["red lamp", "sofa", "lamp", "red", "hello: sofa", "hello: red lamp", "sofa?"])
 PRODUCTS = st.builds(shop.Product, TITLES, BRANDS, st.sampled_from([1, 2, None]))
+TARGETS = [(shop.Logic,), (shop.Card,), (shop.Label,), (shop.Logic, shop.Card, shop.Label)]
+
+EDITS = st.one_of(
+    st.tuples(st.just("put"), MERCHANTS, IDS, PRODUCTS),
+    st.tuples(st.just("retitle"), MERCHANTS, IDS, TITLES),
+    st.tuples(st.just("remove"), MERCHANTS, IDS),
+    st.tuples(st.just("reword"), BRANDS, st.sampled_from(["it works", "new", None])),
+    st.tuples(st.just("greet"), MERCHANTS, st.sampled_from(["hello", "hi"])),
+    st.tuples(st.just("feature"), MERCHANTS, st.lists(IDS, unique=True)),
+    st.tuples(st.just("fail_or_recover"), TEXTS),
+    st.tuples(st.just("break_or_mend"), MERCHANTS, IDS),
+    st.tuples(st.just("set_rate"), st.sampled_from([1, 10])),
+    st.tuples(st.just("wait"), st.sampled_from([1, 59, 61, 121])),
+)
 
 
 class Histories(RuleBasedStateMachine):
@@ -41,82 +53,82 @@ class Histories(RuleBasedStateMachine):
         self.model = shop.Model(self.world, self.clock)
         self.cache = self.make_cache()
 
-    @rule(merchant=MERCHANTS, product_id=IDS, product=PRODUCTS)
     def put(self, merchant: str, product_id: str, product: shop.Product) -> None:
         self.world.products[merchant, "US", product_id] = product
 
-    @rule(merchant=MERCHANTS, product_id=IDS, title=TITLES)
     def retitle(self, merchant: str, product_id: str, title: str | None) -> None:
         if (merchant, "US", product_id) in self.world.products:
             self.world.products[merchant, "US", product_id].title = title
 
-    @rule(merchant=MERCHANTS, product_id=IDS)
     def remove(self, merchant: str, product_id: str) -> None:
         self.world.products.pop((merchant, "US", product_id), None)
 
-    @rule(brand=st.sampled_from(["acme", "bolt"]), slogan=st.sampled_from(["it works", "new", None]))
     def reword(self, brand: str, slogan: str | None) -> None:
         if slogan is None:
             self.world.slogans.pop(brand, None)
         else:
             self.world.slogans[brand] = slogan
 
-    @rule(merchant=MERCHANTS, greeting=st.sampled_from(["hello", "hi"]))
     def greet(self, merchant: str, greeting: str) -> None:
         self.world.greetings[merchant] = greeting
 
-    @rule(merchant=MERCHANTS, members=st.lists(IDS, unique=True))
     def feature(self, merchant: str, members: list[str]) -> None:
         self.world.featured[merchant, "US"] = members
 
-    @rule(text=TEXTS)
     def fail_or_recover(self, text: str) -> None:
         self.world.failing ^= {text}
 
-    @rule(merchant=MERCHANTS, product_id=IDS)
     def break_or_mend(self, merchant: str, product_id: str) -> None:
         self.world.broken ^= {(merchant, "US", product_id)}
 
-    @rule(rate=st.sampled_from([1, 10]))
     def set_rate(self, rate: int) -> None:
         self.world.rate = rate
 
-    @rule(minutes=st.sampled_from([1, 59, 61, 121]))
     def wait(self, minutes: int) -> None:
         self.clock.advance(minutes=minutes)
 
     @rule(
+        edits=st.lists(EDITS, max_size=3),
         merchant=MERCHANTS,
-        wanted=TARGETS,
-        template=TEMPLATES,
+        wanted=st.sampled_from(TARGETS),
+        template=st.sampled_from(["{greeting}: {title}", "{greeting}: {title}", "{title}?"]),
         keys=st.sampled_from([shop.ProductIds, shop.ProductIds, shop.Featured]),
         rows=st.sampled_from([1, 3, 2048]),
     )
-    def run(self, merchant: str, wanted: tuple[Any, ...], template: str, keys: Any, rows: int) -> None:
+    def run(
+        self,
+        edits: list[tuple[Any, ...]],
+        merchant: str,
+        wanted: tuple[Any, ...],
+        template: str,
+        keys: Any,
+        rows: int,
+    ) -> None:
+        for name, *arguments in edits:
+            getattr(self, name)(*arguments)
         self.model.template = template
         session = Session(self.context, self.cache, engine="local", limits=Limits(batch_rows=rows))
-        prompts = None if wanted == (shop.Card,) else {shop.Prompt: {"template": template}}
+        configs = None if wanted == (shop.Card,) else {shop.Prompt: {"template": template}}
         over = [target.over(keys) for target in wanted]
-        first = session.run(*over, configs=prompts, merchant=merchant, market="US")
+        first = session.run(*over, configs=configs, merchant=merchant, market="US")
         members = keys().build_one({"merchant": merchant, "market": "US"}, None, self.context)
-        self.compare(first, wanted, [(merchant, "US", member) for member in members])
+        members = [(merchant, "US", member) for member in members]
+        self.compare(first, wanted, members)
 
         before = self.world.built.copy()
-        again = session.run(*over, configs=prompts, merchant=merchant, market="US")
-        self.compare(again, wanted, [(merchant, "US", member) for member in members])
+        again = session.run(*over, configs=configs, merchant=merchant, market="US")
+        self.compare(again, wanted, members)
         assert self.world.built == before
         assert first.status == again.status
         if first.status == "ok":
             assert {name: counts.computed for name, counts in again.builders.items() if counts.computed} == {}
-        if members:
-            controller = Controller(self.context, self.cache)
-            for target in wanted:
-                key = (merchant, "US", members[0])
-                feature = controller.get(target, key, None if target is shop.Card else prompts)
-                expected = self.model.answer(target.name, key)
-                assert (feature.status == "error") == (expected is shop.Failed)
-                assert feature.value == (None if expected is shop.Failed else expected)
-            assert self.world.built == before
+        controller = Controller(self.context, self.cache)
+        for target in wanted if members else ():
+            feature = controller.get(target, members[0], None if target is shop.Card else configs)
+            expected = self.model.answer(target.name, members[0])
+            assert (feature.status == "error") == (expected is shop.Failed)
+            assert feature.value == (None if expected is shop.Failed else expected)
+        assert self.world.built == before
 
     def compare(self, result: Any, targets: tuple[Any, ...], keys: list[Any]) -> None:
         if shop.Card in targets:
@@ -141,6 +153,6 @@ class DeltaHistories(Histories):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=40, stateful_step_count=20)
+TestHistories.settings = settings(max_examples=120, stateful_step_count=12)
 TestDeltaHistories = DeltaHistories.TestCase
-TestDeltaHistories.settings = settings(max_examples=3, stateful_step_count=12)
+TestDeltaHistories.settings = settings(max_examples=6, stateful_step_count=8)
