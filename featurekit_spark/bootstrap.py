@@ -252,7 +252,9 @@ class Bootstrap:
             yield
 
     def close(self) -> None:
-        """Stop the SparkSession, if this started one."""
+        """Close connections, and stop the SparkSession if this started one."""
+        if "context" in self.__dict__ and isinstance(self.context.llm, OpenAIChat):
+            aio.run(self.context.llm.aclose())
         if self._spark is not None and self._owns_spark:
             self._spark.stop()
         self._spark = None

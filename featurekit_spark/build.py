@@ -93,7 +93,9 @@ def finish(
     if values is None:
         return [
             item.result(bound, key, now, inputs_hash=inputs, entry_id=entry, until=until, reads=reads)
-            for item, key, (inputs, entry), (until, reads) in zip(built, keys, identities, lineage, strict=True)
+            for item, key, (inputs, entry), (until, reads) in zip(
+                built, keys, identities, lineage, strict=True
+            )
         ]
     payloads = [bound.type.encode(value) for value in values]
     hashes = bound.type.hash_many(values, payloads)
@@ -229,12 +231,11 @@ def _called(bound: Bound, frame: Any, view: Any) -> list[Any]:
     answer = bound.builder.build(frame, bound.config, view)
     if isinstance(answer, Coroutine):
         answer = aio.run(answer)
-    if hasattr(answer, "to_pylist"):
-        values = answer.to_pylist()
-    else:
-        values = list(answer)
+    values: list[Any] = answer.to_pylist() if hasattr(answer, "to_pylist") else list(answer)
     if len(values) != len(frame):
-        raise BuildError(f"build returned {len(values)} values for {len(frame)} keys; it must return one per row")
+        raise BuildError(
+            f"build returned {len(values)} values for {len(frame)} keys; it must return one per row"
+        )
     return values
 
 

@@ -85,7 +85,7 @@ class Dep:
 
     def over(self, keyset: type[KeySet]) -> Dep:
         """Gather this feature for all members of `keyset`; as a run's target, compute it for all of them."""
-        if not (isinstance(keyset, type) and issubclass(keyset, KeySet)):
+        if not _is_class(keyset, KeySet):
             raise DefinitionError(f"{self.builder.name}.over({keyset!r}): a KeySet class is needed")
         return replace(self, keyset=keyset)
 
@@ -109,6 +109,11 @@ class Each:
         return f"each({self.dep})"
 
 
+def _is_class(thing: object, base: type) -> bool:
+    """What users pass where a class is expected may be anything."""
+    return isinstance(thing, type) and issubclass(thing, base)
+
+
 def each(source: Builder | Dep) -> Each:
     """Fan out over the list that `source` yields: `Searcher.on(text=each(Suggestions))`."""
     return Each(as_dep(source))
@@ -118,7 +123,7 @@ def as_dep(source: Builder | Dep) -> Dep:
     """A bare class or a Dep, as a Dep."""
     if isinstance(source, Dep):
         return source
-    if isinstance(source, type) and issubclass(source, FeatureBuilder):
+    if _is_class(source, FeatureBuilder):
         return Dep(source)
     raise DefinitionError(
         f"{source!r} is no feature: deps are FeatureBuilder classes, or such a class with .on/.over"
@@ -255,7 +260,8 @@ class KeySet(Source[list[Any]]):
 
 def _check_definition(cls: type[FeatureBuilder[Any]]) -> None:
     where = f"{cls.__module__}.{cls.__qualname__}"
-    if not isinstance(cls.key, tuple) or not all(isinstance(f, str) and f.isidentifier() for f in cls.key):
+    fields: Any = cls.key
+    if not isinstance(fields, tuple) or not all(isinstance(f, str) and f.isidentifier() for f in fields):
         raise DefinitionError(f"{where}: key must be a tuple of field names, found {cls.key!r}")
     if len(set(cls.key)) < len(cls.key):
         raise DefinitionError(f"{where}: key {cls.key!r} names a field twice")
@@ -382,12 +388,12 @@ def parse_key(cls: Builder, key: Any) -> Key:
         raise UsageError(
             f"{cls.name} has the key fields {fields!r} ({len(fields)}), found {len(key)}: {key!r}"
         )
-    key = tuple(key)
+    parsed: Key = tuple(key)
     try:
-        key_json(key).encode()
+        key_json(parsed).encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"key {key!r} of {cls.name} is no valid text: {error}") from error
-    return key
+    return parsed
 
 
 def keys_of(fields: tuple[str, ...], key: Key, wanted: tuple[str, ...]) -> Key:

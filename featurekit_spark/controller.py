@@ -222,7 +222,9 @@ def run_clock(context: Any) -> datetime:
     clock = getattr(context, "clock", None)
     now = clock() if clock is not None else datetime.now(UTC)
     if now.tzinfo is None:
-        raise ContextError(f"context.clock returned {now!r} without a zone; return an aware datetime, such as UTC")
+        raise ContextError(
+            f"context.clock returned {now!r} without a zone; return an aware datetime, such as UTC"
+        )
     return now.astimezone(UTC)
 
 

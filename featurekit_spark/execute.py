@@ -204,7 +204,9 @@ class Execution:
 
     def answers(self, target: str) -> pa.Table:
         """A target's answers, typed: its key fields, value, ts, value_hash. A failed key has its earlier answer."""
-        return self._typed(target, {**self.results_of(target), **self._kept(target)}).drop(["status", "error"])
+        return self._typed(target, {**self.results_of(target), **self._kept(target)}).drop(
+            ["status", "error"]
+        )
 
     def table(self, target: str) -> pa.Table:
         """What this run found for a target: its key fields, value, ts, value_hash, status, error."""
@@ -301,8 +303,8 @@ class Execution:
             check = _Check(trace, plan_hash(trace, self.graph, self.job.bindings))
             check.group = self._group_trace(trace)
             columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
-            for row, key in enumerate(members):
-                check.keyed[key] = inputs_hash([column[row] for column in columns])
+            for i, key in enumerate(members):
+                check.keyed[key] = inputs_hash([column[i] for column in columns])
             stored = self.job.cache.traces(trace.target.name, self._group_text()).to_pylist()
             check.stored_group = next((row for row in stored if row["kind"] == "group"), None)
             check.stored = {row["key"]: row for row in stored if row["kind"] == "target"}
@@ -310,9 +312,9 @@ class Execution:
             if trace.provable and check.same_group:
                 alive = set(self.job.cache.ids(trace.target.name).to_pylist())
                 for key in members:
-                    row = check.stored.get(key_json(key))
-                    if row is not None and self._holds(row, check, key, alive):
-                        check.proven[key] = row
+                    last = check.stored.get(key_json(key))
+                    if last is not None and self._holds(last, check, key, alive):
+                        check.proven[key] = last
             self.checks[trace.target.name] = check
             todo = self.todo.setdefault(trace.keyset.name, [])
             have = set(todo)
@@ -458,7 +460,8 @@ class Execution:
                 return self.members[keyset] if all_members else self.todo.get(keyset, [])
             case "reached":
                 origin, dep = space.origin, space.dep
-                assert origin is not None and dep is not None  # the planner sets both on a reached space
+                assert origin is not None  # the planner sets both on a reached space
+                assert dep is not None
                 keys = self._keys(origin, all_members=all_members)
                 return self.evaluator.dep_keys(dep, origin.key, keys)
 

@@ -16,7 +16,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from hashlib import sha256
-from json.encoder import encode_basestring  # type: ignore[attr-defined]
+from json.encoder import encode_basestring
 from pathlib import PurePath
 from types import FunctionType, ModuleType
 from typing import Any
@@ -112,10 +112,10 @@ def canonical_json(value: Any) -> str:
 
 def _plain(value: Any, path: str) -> Any:
     match value:
-        case None | bool() | int() | float() | str():
-            return value.value if isinstance(value, Enum) else value
-        case Enum():
+        case Enum():  # before text and numbers, which an enum may be too
             return _plain(value.value, path)
+        case None | bool() | int() | float() | str():
+            return value
         case bytes():
             return {"bytes": value.hex()}
         case datetime() | date():

@@ -19,7 +19,20 @@ import pyarrow.compute as pc
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, TraceRow
 from featurekit_spark.values import NULL_HASH, ValueType
 
-__all__ = ["ROW_SCHEMA", "Counts", "Origin", "Read", "Result", "count", "from_entry", "new_entries", "new_pointers", "results_by_key", "to_given", "to_rows"]
+__all__ = [
+    "ROW_SCHEMA",
+    "Counts",
+    "Origin",
+    "Read",
+    "Result",
+    "count",
+    "from_entry",
+    "new_entries",
+    "new_pointers",
+    "results_by_key",
+    "to_given",
+    "to_rows",
+]
 
 Read = tuple[str, str, str]
 """(source, key as JSON, value hash): what was read of the outside world."""
@@ -40,7 +53,10 @@ ROW_SCHEMA: Final = pa.schema(
         *(ENTRY_SCHEMA.field(name) for name in ENTRY_SCHEMA.names if name not in ("run_id", "recorded")),
         ("origin", pa.string()),
         ("until", pa.timestamp("us", tz="UTC")),
-        ("reads", pa.list_(pa.struct([("source", pa.string()), ("key", pa.string()), ("hash", pa.string())]))),
+        (
+            "reads",
+            pa.list_(pa.struct([("source", pa.string()), ("key", pa.string()), ("hash", pa.string())])),
+        ),
         ("current", pa.bool_()),
     ]
 )
@@ -124,7 +140,9 @@ class Result:
         return f"Result({self.origin}, {self.error or self._value!r})"
 
 
-def from_entry(entry: Entry, kind: ValueType, *, current: bool = True, until: datetime | None = None) -> Result:
+def from_entry(
+    entry: Entry, kind: ValueType, *, current: bool = True, until: datetime | None = None
+) -> Result:
     """A cached entry as a hit."""
     return Result(
         Origin.HIT,
@@ -143,7 +161,7 @@ def to_rows(builder: str, config_hash: str, results: Iterable[tuple[str, Result]
     """Results by key JSON as ROW_SCHEMA rows."""
     pairs = list(results)
     found = [result for _, result in pairs]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "builder": [builder] * len(pairs),
         "key": [key for key, _ in pairs],
         "config_hash": [config_hash] * len(pairs),
@@ -165,7 +183,7 @@ def to_given(builder: str, results: Iterable[tuple[str, Result]]) -> pa.Table:
     """Results as ROW_SCHEMA rows with what a reader of them needs, and nothing else."""
     pairs = list(results)
     found = [result for _, result in pairs]
-    columns = {
+    columns: dict[str, list[Any]] = {
         "builder": [builder] * len(pairs),
         "key": [key for key, _ in pairs],
         "origin": [r.origin.value for r in found],
@@ -189,7 +207,8 @@ def _read_later(found: Sequence[Result]) -> dict[str, list[Any]]:
 
 def _table(columns: Mapping[str, list[Any]], size: int) -> pa.Table:
     arrays = [
-        pa.array(columns[f.name], type=f.type) if f.name in columns else pa.nulls(size, f.type) for f in ROW_SCHEMA
+        pa.array(columns[f.name], type=f.type) if f.name in columns else pa.nulls(size, f.type)
+        for f in ROW_SCHEMA
     ]
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
@@ -201,7 +220,9 @@ def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Res
         for name in _RESULT_COLUMNS
     ]
     results = {}
-    for key, origin, value_hash, payload, ts, entry, inputs, error, until, reads, current in zip(*columns, strict=True):
+    for key, origin, value_hash, payload, ts, entry, inputs, error, until, reads, current in zip(
+        *columns, strict=True
+    ):
         results[tuple(json.loads(key))] = Result(
             Origin(origin),
             value_hash,
@@ -248,7 +269,8 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
     """Pointer rows that a commit must add: hits that become current again, and the reads of hand-written gets."""
     again = pc.and_(pc.equal(rows["origin"], Origin.HIT.value), pc.invert(rows["current"]))
     hand = pc.and_(
-        pc.is_in(rows["builder"], pa.array(sorted(by_hand), pa.string())), pc.equal(rows["origin"], Origin.COMPUTED.value)
+        pc.is_in(rows["builder"], pa.array(sorted(by_hand), pa.string())),
+        pc.equal(rows["origin"], Origin.COMPUTED.value),
     )
     marked = rows.filter(pc.or_(again, hand)).select(["builder", "key", "config_hash", "entry_id", "reads"])
     return [
@@ -260,7 +282,9 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
             now,
             run_id,
             entry_id=row["entry_id"],
-            reads=json.dumps([list(read.values()) for read in row["reads"]]) if row["builder"] in by_hand else None,
+            reads=json.dumps([list(read.values()) for read in row["reads"]])
+            if row["builder"] in by_hand
+            else None,
         )
         for row in marked.to_pylist()
         if row["entry_id"] is not None

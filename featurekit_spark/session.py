@@ -70,10 +70,14 @@ class RunResult:
         """A target's values by key, None where there is none."""
         table = self.table(target)
         if not isinstance(table, pa.Table):
-            raise UsageError("these results are too large for the driver; read them with table(), a DataFrame")
+            raise UsageError(
+                "these results are too large for the driver; read them with table(), a DataFrame"
+            )
         fields = table.column_names[: table.column_names.index("value")]
         keys = zip(*(table[name].to_pylist() for name in fields), strict=True)
-        return dict(zip(keys, self.execution.values(target if isinstance(target, str) else target.name), strict=True))
+        return dict(
+            zip(keys, self.execution.values(target if isinstance(target, str) else target.name), strict=True)
+        )
 
 
 class Session:
@@ -160,7 +164,9 @@ class Session:
             errors,
             execution,
         )
-        self.cache.record_run(RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings)))
+        self.cache.record_run(
+            RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings))
+        )
         return result
 
     def _prepare(
@@ -171,7 +177,9 @@ class Session:
             raise UsageError("nothing to run: pass at least one target, such as LLMLogic.over(ProductIds)")
         graph = Graph([*(d.builder for d in deps), *(d.keyset for d in deps if d.keyset is not None)])
         plan = build_plan(
-            graph, deps, PlanState("local" if self.engine.name == "local" else "spark", self.limits.in_process_keys)
+            graph,
+            deps,
+            PlanState("local" if self.engine.name == "local" else "spark", self.limits.in_process_keys),
         )
         bindings = Bindings(self.context, configs).bind_all(graph)
         fields: tuple[str, ...] = ()
@@ -179,7 +187,9 @@ class Session:
             assert dep.keyset is not None  # build_plan refuses a target without one
             bindings.group_fields |= set(dep.keyset.key)
             if fields and set(fields) != set(dep.keyset.key):
-                raise UsageError(f"the targets' key sets have different groups: {fields!r} and {dep.keyset.key!r}")
+                raise UsageError(
+                    f"the targets' key sets have different groups: {fields!r} and {dep.keyset.key!r}"
+                )
             fields = fields or dep.keyset.key
         if set(group) != set(fields):
             raise UsageError(f"this run needs the group fields {fields!r}, found {tuple(group)!r}")

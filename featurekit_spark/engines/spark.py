@@ -94,7 +94,7 @@ class SparkEngine:
             if isinstance(stage, KeyedStage):
                 for name, value in travelling(stage, job).items():
                     try:
-                        cloudpickle.dumps(value)
+                        cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
                     except Exception as error:
                         raise ContextError(
                             f"context.{name} ({type(value).__name__}) cannot travel to Spark workers: {error}. Open "

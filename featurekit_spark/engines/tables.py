@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -110,7 +110,9 @@ class TableExecution:
 
     def counts(self) -> dict[str, Counts]:
         """Per builder, in build order; a target's proven keys are its hits."""
-        counts = {builder.name: Counts(**vars(self.done.get(builder.name, Counts()))) for builder in self.graph}
+        counts = {
+            builder.name: Counts(**vars(self.done.get(builder.name, Counts()))) for builder in self.graph
+        }
         for name, proven in self._proven_count.items():
             counts[name].hit += proven
         return counts
@@ -174,7 +176,9 @@ class TableExecution:
         members = self._save(self._key_frame(frame), "members")
         count, distinct = members.count(), members.distinct().count()
         if count != distinct:
-            raise DataError(f"{keyset.name} lists {count - distinct} members twice; a key set yields each key once")
+            raise DataError(
+                f"{keyset.name} lists {count - distinct} members twice; a key set yields each key once"
+            )
         self._members[keyset.name] = members
         self.keys = max(self.keys, count)
 
@@ -212,7 +216,7 @@ class TableExecution:
     def _key_frame(self, members: DataFrame) -> DataFrame:
         group = self.group
 
-        def keys(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        def keys(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
                 texts = [key_json((*group, member)) for member in batch.column(0).to_pylist()]
                 yield pa.record_batch({"key": pa.array(texts, pa.string())})
@@ -228,7 +232,9 @@ class TableExecution:
             hashed = self._with_hashes(members, trace.keyed, "keyed")
             joined = F.concat_ws(",", *(F.col(f"keyed{i}") for i in range(len(trace.keyed))))
             image = F.concat(F.lit("inputs\n"), joined, F.lit("\n"))
-            keyed = self._save(hashed.select("key", F.substring(F.sha2(image, 256), 1, 32).alias("keyed_trace")), name)
+            keyed = self._save(
+                hashed.select("key", F.substring(F.sha2(image, 256), 1, 32).alias("keyed_trace")), name
+            )
             group_trace, plan = self._group_trace(trace), plan_hash(trace, self.graph, self.job.bindings)
             stored = self.cache.group_row(name, key_json(self.group))
             same = stored is not None and stored.group_trace == group_trace and stored.plan_hash == plan
@@ -250,7 +256,11 @@ class TableExecution:
 
         now = F.lit(self.job.now)
         alive = self._entries(trace.target).where("status = 'ok'").select("entry_id").distinct()
-        rows = self._stored(trace.target.name).where(F.col("plan_hash") == plan).where("status = 'ok' AND reads IS NULL")
+        rows = (
+            self._stored(trace.target.name)
+            .where(F.col("plan_hash") == plan)
+            .where("status = 'ok' AND reads IS NULL")
+        )
         rows = rows.where(F.col("valid_until").isNull() | (F.col("valid_until") > now))
         matching = keyed.join(rows, ["key", "keyed_trace"], "inner")
         null_value = matching.where("entry_id IS NULL").select("key")
@@ -271,7 +281,9 @@ class TableExecution:
         for keyset, sources in trace.gathered:
             members = self._members[keyset.name]
             for source in sources:
-                parts.append(self._tree(self._with_hashes(members, (source,), "h").selectExpr("key", "h0 AS hash")))
+                parts.append(
+                    self._tree(self._with_hashes(members, (source,), "h").selectExpr("key", "h0 AS hash"))
+                )
             parts.append(self._tree(members.selectExpr("key", "'' AS hash")))
         return digest("gathered", *parts)
 
@@ -291,7 +303,9 @@ class TableExecution:
         members = pairs.select(bucket, F.concat("key", F.lit("="), "hash").alias("member"))
         image = F.concat_ws(",", F.sort_array(F.collect_list("member")))
         digests = members.groupBy("bucket").agg(F.substring(F.sha2(image, 256), 1, 32).alias("digest"))
-        return bucket_digests((row["bucket"], row["digest"]) for row in digests.limit(GROUP_BUCKETS).collect())
+        return bucket_digests(
+            (row["bucket"], row["digest"]) for row in digests.limit(GROUP_BUCKETS).collect()
+        )
 
     def _run_keyed(self, stage: KeyedStage) -> None:
         everyone = self.regather and "gather" in stage.feeds
@@ -322,7 +336,9 @@ class TableExecution:
             for read, where in self._read_by(replace(dep, keyset=None, label=None), space):
                 frames.append(self._rows[read.name, where])
             members = self._members[keyset.name]
-            columns = [_or(n, {"builder": keyset.name, "origin": "hit"}, absent=n != "key") for n in ROW_SCHEMA.names]
+            columns = [
+                _or(n, {"builder": keyset.name, "origin": "hit"}, absent=n != "key") for n in ROW_SCHEMA.names
+            ]
             frames.append(members.select(*columns))
         task = GatherTask(
             self._work((builder,), self.plan.group_fields, None),
@@ -341,7 +357,9 @@ class TableExecution:
     def _share(self, builder: Builder, rows: pa.Table) -> None:
         self._shared[builder.name] = rows.filter(pc.equal(rows["builder"], builder.name))
 
-    def _work(self, builders: Sequence[Builder], fields: tuple[str, ...], stage: KeyedStage | None = None) -> StageWork:
+    def _work(
+        self, builders: Sequence[Builder], fields: tuple[str, ...], stage: KeyedStage | None = None
+    ) -> StageWork:
         stage = stage or KeyedStage(Space("group", fields, ""), tuple(builders), (), False, frozenset())
         shared = tuple(
             (builder, self._shared[builder.name]) for builder in stage.given if builder.name in self._shared
@@ -368,7 +386,8 @@ class TableExecution:
         """(reader, key): where the keys of a reached space come from."""
         if space not in self._links:
             origin, dep = space.origin, space.dep
-            assert origin is not None and dep is not None  # the planner sets both on a reached space
+            assert origin is not None  # the planner sets both on a reached space
+            assert dep is not None
             keys = self._keys(origin, everyone=everyone)
             given = []
             for _, source in dep.on_fields:
@@ -419,7 +438,9 @@ class TableExecution:
                 frames.append(rows.withColumnRenamed("key", "reader"))
             else:
                 space = Space("reached", builder.key, "for look-up", stage.space, Dep(builder))
-                frames.append(self._link_frame(space, everyone=True).join(rows, "key").select("reader", "row"))
+                frames.append(
+                    self._link_frame(space, everyone=True).join(rows, "key").select("reader", "row")
+                )
         return frames
 
     def _with_given(self, keys: DataFrame, given: Sequence[DataFrame]) -> DataFrame:
@@ -444,14 +465,24 @@ class TableExecution:
         from pyspark.sql import functions as F
 
         inline = [b.name for b, _ in self.job.bindings.items() if b.inline]
-        fresh = rows.where(F.col("origin").isin(*_FRESH) & ~F.col("builder").isin(*inline) & F.col("entry_id").isNotNull())
+        fresh = rows.where(
+            F.col("origin").isin(*_FRESH) & ~F.col("builder").isin(*inline) & F.col("entry_id").isNotNull()
+        )
         names = [name for name in self.cache.entry_columns() if name not in ("run_id", "recorded")]
         fresh = fresh.select(*names, F.lit(self.job.run_id).alias("run_id"))
         self._append("entries", fresh)
         again = rows.where("origin = 'hit' AND NOT current AND entry_id IS NOT NULL")
         self._append(
             "traces",
-            again.selectExpr("builder", "'pointer' AS kind", "'' AS `group`", "key", "config_hash", "'ok' AS status", "entry_id"),
+            again.selectExpr(
+                "builder",
+                "'pointer' AS kind",
+                "'' AS `group`",
+                "key",
+                "config_hash",
+                "'ok' AS status",
+                "entry_id",
+            ),
             optional=True,
         )
         stats = rows.groupBy("builder", "origin").agg(
@@ -514,7 +545,9 @@ class TableExecution:
         entries = self._entries(self.graph[target]).where("status = 'ok'")
         config = self.job.bindings[self.graph[target]].config_hash
         entries = entries.where(F.col("config_hash") == config)
-        newest = entries.groupBy("key").agg(F.max_by(F.struct("value", "ts", "value_hash"), "recorded").alias("row"))
+        newest = entries.groupBy("key").agg(
+            F.max_by(F.struct("value", "ts", "value_hash"), "recorded").alias("row")
+        )
         if rows is None:
             return newest.select("key", "row.*").limit(0)
         failed = rows.where("error IS NOT NULL").select("key")
@@ -545,22 +578,38 @@ class TableExecution:
                 continue
             bound = self.job.bindings[trace.target]
             if rows is not None:
-                walked = rows.join(self._proven[name], "key", "left_anti").join(keyed, "key").select(
-                    "key",
-                    "keyed_trace",
-                    F.lit(plan).alias("plan_hash"),
-                    F.col("until").alias("valid_until"),
-                    F.when(F.col("error").isNull(), "ok").otherwise("error").alias("status"),
-                    F.when(F.col("error").isNull(), F.col("entry_id")).alias("entry_id"),
-                    "value_hash",
-                    F.when(F.size("reads") > 0, F.to_json(F.transform("reads", _as_array))).alias("reads"),
+                walked = (
+                    rows.join(self._proven[name], "key", "left_anti")
+                    .join(keyed, "key")
+                    .select(
+                        "key",
+                        "keyed_trace",
+                        F.lit(plan).alias("plan_hash"),
+                        F.col("until").alias("valid_until"),
+                        F.when(F.col("error").isNull(), "ok").otherwise("error").alias("status"),
+                        F.when(F.col("error").isNull(), F.col("entry_id")).alias("entry_id"),
+                        "value_hash",
+                        F.when(F.size("reads") > 0, F.to_json(F.transform("reads", _as_array))).alias(
+                            "reads"
+                        ),
+                    )
                 )
                 stored = self._stored(name).select("key", F.struct("*").alias("old"))
-                same_names = ["plan_hash", "keyed_trace", "reads", "valid_until", "status", "entry_id", "value_hash"]
+                same_names = [
+                    "plan_hash",
+                    "keyed_trace",
+                    "reads",
+                    "valid_until",
+                    "status",
+                    "entry_id",
+                    "value_hash",
+                ]
                 agrees = F.lit(True)
                 for column in same_names:
                     agrees = agrees & F.col(column).eqNullSafe(F.col(f"old.{column}"))
-                changed = walked.join(stored, "key", "left").where(F.col("old").isNull() | ~agrees).drop("old")
+                changed = (
+                    walked.join(stored, "key", "left").where(F.col("old").isNull() | ~agrees).drop("old")
+                )
                 self._append(
                     "traces",
                     changed.select(
@@ -573,7 +622,8 @@ class TableExecution:
                 )
             if not same:
                 self.cache.append(
-                    None, [_group_row(name, key_json(self.group), bound.config_hash, plan, group_trace, self.job)]
+                    None,
+                    [_group_row(name, key_json(self.group), bound.config_hash, plan, group_trace, self.job)],
                 )
 
     def _entries(self, builder: Builder) -> DataFrame:
@@ -586,14 +636,24 @@ class TableExecution:
 
 def _group_row(target: str, group: str, config_hash: str, plan: str, trace: str, job: Job) -> TraceRow:
     return TraceRow(
-        target, "group", group, config_hash, job.now, job.run_id, group=group, plan_hash=plan, group_trace=trace
+        target,
+        "group",
+        group,
+        config_hash,
+        job.now,
+        job.run_id,
+        group=group,
+        plan_hash=plan,
+        group_trace=trace,
     )
 
 
 def _as_rows(rows: pa.Table) -> pa.Table:
     """ROW_SCHEMA with the types that Spark or a candidate's table gave their columns."""
     columns = [
-        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        rows[field.name].cast(field.type)
+        if field.name in rows.column_names
+        else pa.nulls(len(rows), field.type)
         for field in ROW_SCHEMA
     ]
     return pa.Table.from_arrays(columns, schema=ROW_SCHEMA)

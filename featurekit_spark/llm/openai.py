@@ -102,6 +102,12 @@ class OpenAIChat:
                 await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
+    async def aclose(self) -> None:
+        """Close the running loop's connections; another call opens new ones."""
+        line = self._lines.pop(asyncio.get_running_loop(), None)
+        if line is not None:
+            await line.client.close()
+
     def _line(self) -> _Line:
         """The client and semaphore of the running loop; both are bound to the loop that first uses them."""
         loop = asyncio.get_running_loop()

@@ -5,6 +5,8 @@ check.
 * `behaviour`: CacheBehaviour, to run on a cache of your own
 * `parity`: assert_parity, the same answers per key, in batches and on Spark
 * `spark`: spark_session, one small session for a suite
+* `chat`: chat_server, a model behind the OpenAI protocol on a loopback port
+* `redis`: redis_server, a real one on a loopback port
 * `samples`: catalogs from a seed
 
 Needs no test framework; nothing here is imported by the rest of the library.

@@ -73,7 +73,9 @@ def main(catalog: str, warehouse: str, merchant: str, market: str) -> None:
                         if row >= 0 and score > best.get(all_ids[row], -np.inf):
                             best[all_ids[row]] = float(score)
                 best.pop(product_id, None)
-                recs.append([p for p, _ in sorted(best.items(), key=lambda item: (-item[1], item[0]))[:TOP_K]])
+                recs.append(
+                    [p for p, _ in sorted(best.items(), key=lambda item: (-item[1], item[0]))[:TOP_K]]
+                )
             yield pd.DataFrame({"product_id": batch["product_id"], "recs": recs})
 
     out = products.mapInPandas(recommend, "product_id string, recs array<string>").select(

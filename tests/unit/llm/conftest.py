@@ -1,95 +1,20 @@
-"""A chat server on a loopback port that answers as told and remembers what it was asked."""
+"""A chat server on a loopback port, and the answers it gives."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-
-def chat_reply(text: str | None = "hello", **message: Any) -> dict[str, Any]:
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": message.pop("finish_reason", "stop"),
-                "message": {"role": "assistant", "content": text, **message},
-            }
-        ],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
-    }
-
-
-@dataclass
-class ChatServer:
-    """Answers come from `script` in turn, then `chat_reply()`; `delay_s` holds each of them back."""
-
-    url: str = ""
-    script: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
-    delay_s: float = 0.0
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    in_flight: int = 0
-    most_in_flight: int = 0
-    lock: Any = field(default_factory=threading.Lock)
-
-    def then(self, status: int, body: Any, **headers: str) -> ChatServer:
-        self.script.append((status, {name.replace("_", "-"): text for name, text in headers.items()}, body))
-        return self
-
-    def fails(self, status: int, code: str = "", **headers: str) -> ChatServer:
-        return self.then(status, {"error": {"message": "no", "type": "t", "code": code}}, **headers)
+from featurekit_spark.testing.chat import ChatServer, chat_reply, chat_server
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
     monkeypatch.setenv("TEST_CHAT_KEY", "sk-secret")
-    chat = ChatServer()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with chat.lock:
-                chat.requests.append(body)
-                chat.keys.append(self.headers["authorization"])
-                chat.in_flight += 1
-                chat.most_in_flight = max(chat.most_in_flight, chat.in_flight)
-                status, headers, reply = chat.script.pop(0) if chat.script else (200, {}, chat_reply())
-            time.sleep(chat.delay_s)
-            with chat.lock:
-                chat.in_flight -= 1
-            data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-            self.send_response(status)
-            for name, text in {"content-type": "application/json", **headers}.items():
-                self.send_header(name, text)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    chat.url = f"http://127.0.0.1:{http.server_port}/v1"
-    yield chat
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    with chat_server() as chat:
+        yield chat
 
 
 @pytest.fixture
