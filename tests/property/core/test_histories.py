@@ -19,19 +19,30 @@ from featurekit_spark.session import Limits, Session
 from featurekit_spark.testing.fakes import MovingClock
 from tests import shop
 
-MERCHANTS = st.sampled_from(["abt", "abt", "buy"])
+MERCHANTS = st.sampled_from(["abt", "abt", "abt", "buy"])
 IDS = st.sampled_from(["p1", "p2", "acme"])  # one id is a brand too, so that values lead to products
-TITLES = st.sampled_from(["red lamp", "big red lamp", "sofa", "chair", ""]) | st.none()
-BRANDS = st.sampled_from(["acme", "bolt"]) | st.none()
+TITLES = st.sampled_from(["red lamp", "big red lamp", "sofa", "chair", "", None])
+BRANDS = st.sampled_from(["acme", "acme", "bolt", None])
 TEXTS = st.sampled_from(["red lamp", "sofa", "lamp", "red", "hello: sofa", "hello: red lamp", "sofa?"])
 PRODUCTS = st.builds(shop.Product, TITLES, BRANDS, st.sampled_from([1, 2, None]))
-TARGETS = [(shop.Logic,), (shop.Card,), (shop.Label,), (shop.Logic, shop.Card, shop.Label)]
-
+CATALOGS = st.fixed_dictionaries(
+    {("abt", "US", "p1"): PRODUCTS, ("abt", "US", "p2"): PRODUCTS, ("buy", "US", "p1"): PRODUCTS}
+)
+TARGETS = [
+    (shop.Logic,),
+    (shop.Card,),
+    (shop.Label,),
+    (shop.Label,),
+    (shop.Price,),
+    (shop.Logic, shop.Card, shop.Label),
+]
 EDITS = st.one_of(
     st.tuples(st.just("put"), MERCHANTS, IDS, PRODUCTS),
     st.tuples(st.just("retitle"), MERCHANTS, IDS, TITLES),
-    st.tuples(st.just("remove"), MERCHANTS, IDS),
-    st.tuples(st.just("reword"), BRANDS, st.sampled_from(["it works", "new", None])),
+    st.tuples(st.just("leave_or_return"), MERCHANTS, IDS),
+    st.tuples(
+        st.just("reword"), st.sampled_from(["acme", "bolt"]), st.sampled_from(["it works", "new", None])
+    ),
     st.tuples(st.just("greet"), MERCHANTS, st.sampled_from(["hello", "hi"])),
     st.tuples(st.just("feature"), MERCHANTS, st.lists(IDS, unique=True)),
     st.tuples(st.just("fail_or_recover"), TEXTS),
@@ -45,9 +56,10 @@ class Histories(RuleBasedStateMachine):
     def make_cache(self) -> Any:
         return MemoryCache()
 
-    @initialize(products=st.dictionaries(st.tuples(MERCHANTS, st.just("US"), IDS), PRODUCTS))
+    @initialize(products=CATALOGS)
     def start(self, products: dict[Any, shop.Product]) -> None:
         self.clock = MovingClock()
+        self.away: dict[Any, shop.Product] = {}
         self.world = shop.World(products=products, slogans={"acme": "it works"})
         self.context = shop.ShopContext(self.world, self.clock)
         self.model = shop.Model(self.world, self.clock)
@@ -60,8 +72,12 @@ class Histories(RuleBasedStateMachine):
         if (merchant, "US", product_id) in self.world.products:
             self.world.products[merchant, "US", product_id].title = title
 
-    def remove(self, merchant: str, product_id: str) -> None:
-        self.world.products.pop((merchant, "US", product_id), None)
+    def leave_or_return(self, merchant: str, product_id: str) -> None:
+        here, there = self.world.products, self.away
+        if (merchant, "US", product_id) in there:
+            here, there = there, here
+        if (merchant, "US", product_id) in here:
+            there[merchant, "US", product_id] = here.pop((merchant, "US", product_id))
 
     def reword(self, brand: str, slogan: str | None) -> None:
         if slogan is None:
@@ -92,7 +108,7 @@ class Histories(RuleBasedStateMachine):
         merchant=MERCHANTS,
         wanted=st.sampled_from(TARGETS),
         template=st.sampled_from(["{greeting}: {title}", "{greeting}: {title}", "{title}?"]),
-        keys=st.sampled_from([shop.ProductIds, shop.ProductIds, shop.Featured]),
+        keys=st.sampled_from([shop.ProductIds, shop.ProductIds, shop.ProductIds, shop.Featured]),
         rows=st.sampled_from([1, 3, 2048]),
     )
     def run(
@@ -108,7 +124,7 @@ class Histories(RuleBasedStateMachine):
             getattr(self, name)(*arguments)
         self.model.template = template
         session = Session(self.context, self.cache, engine="local", limits=Limits(batch_rows=rows))
-        configs = None if wanted == (shop.Card,) else {shop.Prompt: {"template": template}}
+        configs = {shop.Prompt: {"template": template}} if {shop.Logic, shop.Label} & {*wanted} else None
         over = [target.over(keys) for target in wanted]
         first = session.run(*over, configs=configs, merchant=merchant, market="US")
         members = keys().build_one({"merchant": merchant, "market": "US"}, None, self.context)
@@ -124,15 +140,18 @@ class Histories(RuleBasedStateMachine):
             assert {name: counts.computed for name, counts in again.builders.items() if counts.computed} == {}
         controller = Controller(self.context, self.cache)
         for target in wanted if members else ():
-            feature = controller.get(target, members[0], None if target is shop.Card else configs)
+            feature = controller.get(
+                target, members[0], configs if target in (shop.Logic, shop.Label) else None
+            )
             expected = self.model.answer(target.name, members[0])
             assert (feature.status == "error") == (expected is shop.Failed)
             assert feature.value == (None if expected is shop.Failed else expected)
         assert self.world.built == before
 
     def compare(self, result: Any, targets: tuple[Any, ...], keys: list[Any]) -> None:
-        if shop.Card in targets:
-            self.model.read_sources(keys, (result.group["merchant"], "US"))
+        if {shop.Card, shop.Price} & {*targets}:
+            group = (result.group["merchant"], "US") if shop.Card in targets else None
+            self.model.read_sources(keys, group)
         for target in targets:
             expected = {key: self.model.answer(target.name, key) for key in keys}
             found = {
@@ -153,6 +172,6 @@ class DeltaHistories(Histories):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=120, stateful_step_count=12)
+TestHistories.settings = settings(max_examples=120, stateful_step_count=20)
 TestDeltaHistories = DeltaHistories.TestCase
 TestDeltaHistories.settings = settings(max_examples=6, stateful_step_count=8)
