@@ -22,6 +22,7 @@ import typer
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.report import RunReport
+from featurekit_spark.cli.streams import stderr_apart
 from featurekit_spark.config import check_name, load_settings
 from featurekit_spark.errors import FeaturekitError
 
@@ -96,10 +97,11 @@ def run_command(
 
 def run_logic_main(arguments: Sequence[str] | None = None) -> int:
     """The main of jobs/run_logic.py: `--merchant M --market K ...` in (default: sys.argv), exit code out."""
-    try:
-        _job(args=None if arguments is None else list(arguments), prog_name="run_logic.py")
-    except SystemExit as done:
-        return int(done.code or 0)
+    with stderr_apart():
+        try:
+            _job(args=None if arguments is None else list(arguments), prog_name="run_logic.py")
+        except SystemExit as done:
+            return int(done.code or 0)
     return ExitCode.OK
 
 
