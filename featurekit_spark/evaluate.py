@@ -354,7 +354,9 @@ class Evaluator:
     def _column(self, dep: Dep, fields: tuple[str, ...], keys: list[Key]) -> list[Result]:
         """One result of the dep per reader key; a fan-out or a gather is folded into one result."""
         if dep.keyset is not None:
-            return [self._gather(dep, dep.keyset, fields, key) for key in keys]
+            groups = [keys_of(fields, key, dep.keyset.key) for key in keys]
+            gathered = {group: self._gather(dep, dep.keyset, group) for group in dict.fromkeys(groups)}
+            return [gathered[group] for group in groups]
         links = self._link(dep, fields, keys)
         flat = [k for k in links if isinstance(k, tuple)]
         flat += [k for link in links if isinstance(link, list) for k in link if k is not None]
@@ -405,8 +407,7 @@ class Evaluator:
                 )
         return links
 
-    def _gather(self, dep: Dep, keyset: type[KeySet], fields: tuple[str, ...], key: Key) -> Result:
-        group = keys_of(fields, key, keyset.key)
+    def _gather(self, dep: Dep, keyset: type[KeySet], group: Key) -> Result:
         members = self.resolve(keyset, [group])[0]
         if members.failed:
             return members
