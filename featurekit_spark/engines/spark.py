@@ -103,7 +103,10 @@ class SparkEngine:
                         ) from error
 
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
-        if len(keys) <= stage.in_process_limit(self.in_process_keys):
+        # What a gather reads is on the driver. A group-level builder gathers once and spreads what it made.
+        gathers = any(dep.keyset is not None for b in stage.builders for dep in job.bindings[b].deps)
+        keys = [key for key in keys if _is_new(stage, key, evaluator)]
+        if gathers or len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
         session = self.session
@@ -246,6 +249,12 @@ def _raised(failure: str) -> FeaturekitError:
     kind = getattr(errors, name, FeaturekitError)
     error: FeaturekitError = kind(message)
     return error
+
+
+def _is_new(stage: KeyedStage, key: Key, evaluator: Evaluator) -> bool:
+    """Whether some builder of the stage has no result yet for `key`: a value may lead to a key that was read before."""
+    known = evaluator.results
+    return any(keys_of(stage.space.key, key, b.key) not in known.get(b.name, {}) for b in stage.builders)
 
 
 def _started(spark: Any) -> SparkSession:
