@@ -5,6 +5,7 @@ They keep everything in memory, need no network, and travel to Spark workers as 
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -128,7 +129,7 @@ class CountingLLM:
             return self._here
         if not self.log.exists():
             return Counter()
-        return Counter(bytes.fromhex(line).decode() for line in self.log.read_text().split("\n") if line)
+        return Counter(map(json.loads, self.log.read_text().splitlines()))
 
     def _count(self, prompt: str) -> None:
         self._here[prompt] += 1
@@ -136,6 +137,6 @@ class CountingLLM:
             # One write of one short line: appends by several processes do not mix.
             file = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(file, prompt.encode().hex().encode() + b"\n")
+                os.write(file, json.dumps(prompt).encode() + b"\n")
             finally:
                 os.close(file)

@@ -20,9 +20,9 @@ from featurekit_spark.testing.fakes import MovingClock
 from tests import shop
 
 MERCHANTS = st.sampled_from(["abt", "abt", "abt", "buy"])
-IDS = st.sampled_from(["p1", "p2", "acme"])  # one id is a brand too, so that values lead to products
+IDS = st.sampled_from(["p1", "p2", "acme"])  # some ids are brands too, so that values lead to products
 TITLES = st.sampled_from(["red lamp", "big red lamp", "sofa", "chair", "", None])
-BRANDS = st.sampled_from(["acme", "acme", "bolt", None])
+BRANDS = st.sampled_from(["acme", "p1", "bolt", None])
 TEXTS = st.sampled_from(["red lamp", "sofa", "lamp", "red", "hello: sofa", "hello: red lamp", "sofa?"])
 PRODUCTS = st.builds(shop.Product, TITLES, BRANDS, st.sampled_from([1, 2, None]))
 CATALOGS = st.fixed_dictionaries(

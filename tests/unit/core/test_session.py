@@ -146,6 +146,24 @@ def test_a_member_that_was_away_while_its_group_moved(abt: Shop) -> None:
     assert "'p3'" in result.values("Card")["abt", "US", "p2"]
 
 
+def test_a_member_that_was_away_while_the_config_changed(abt: Shop) -> None:
+    other = {shop.Prompt: {"template": "{title}?"}}
+    abt.run(shop.Label)
+    gone = abt.world.products.pop(("abt", "US", "p2"))
+    abt.run(shop.Label, configs=other)
+    abt.put("p2", gone)
+    result, _ = abt.run(shop.Label, configs=other)
+    assert result.values("Label")["abt", "US", "p2"] == "sofa? / it works"
+
+
+def test_a_scanned_source_read_by_a_value_too(abt: Shop) -> None:
+    abt.put("p1", Product("red lamp", brand="p2"))
+    abt.run(shop.Logic)
+    abt.put("p2", Product("sofa", brand="bolt"))
+    result, _ = abt.run(shop.Logic)
+    assert result.values("Logic")["abt", "US", "p1"].endswith("sofa bolt")
+
+
 def test_errors_are_tried_again_and_make_a_run_partial(abt: Shop) -> None:
     abt.world.failing.add("hello: sofa")
     result, built = abt.run(shop.Logic)

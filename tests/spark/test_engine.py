@@ -1,0 +1,230 @@
+"""The Spark engine with every stage on its workers: the same answers, few jobs, errors as they are."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyspark.testing import assertDataFrameEqual
+
+from featurekit_spark.builder import FeatureBuilder, Metered
+from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.memory import MemoryCache
+from featurekit_spark.engines.spark import SparkEngine
+from featurekit_spark.errors import BudgetError, ContextError
+from featurekit_spark.session import Limits, Session
+from featurekit_spark.testing.fakes import CountingLLM, MovingClock
+from featurekit_spark.testing.parity import assert_parity
+from tests import shop
+from tests.shop import Product, ProductIds, ShopContext
+
+pytestmark = pytest.mark.spark
+
+ABT = {"merchant": "abt", "market": "US"}
+ON_WORKERS = Limits(in_process_keys=0, batch_rows=2, partitions=2)
+
+
+def context() -> ShopContext:
+    products = {
+        "p1": Product("red lamp", "acme", 3),
+        "p2": Product("sofa", "bolt", 1),
+        "p3": Product("big red lamp", "acme", None),
+        "p4": Product(None, None, 2),
+        "p5": Product("chair", "acme", 1),
+        "p6": Product("", "acme", 1),
+        "caf\u00e9": Product("sofa", "p1", 1),
+        "cafe\u0301": Product("lamp", "p2", 1),
+    }
+    world = shop.World(
+        products={("abt", "US", name): product for name, product in products.items()},
+        featured={("abt", "US"): ["p2", "p1", "p5"]},
+        slogans={"acme": "it works"},
+        failing={"chair", "hello: sofa"},
+        broken={("abt", "US", "p6")},
+    )
+    return ShopContext(world, MovingClock())
+
+
+def session(spark: Any, cache: Any, own: Any = None, **limits: Any) -> Session:
+    return Session(
+        own or context(), cache, engine="spark", spark=spark, limits=Limits(**{**vars(ON_WORKERS), **limits})
+    )
+
+
+@pytest.mark.parametrize("target", [shop.Logic, shop.Card, shop.Label, shop.ByHand], ids=lambda t: t.name)
+def test_the_same_answers_everywhere(spark: Any, target: Any) -> None:
+    values = assert_parity(target.over(ProductIds), context(), spark=spark, **ABT)
+    assert len(values) == 8
+
+
+def test_tables_are_equal_and_spark_reads_the_cache(spark: Any, tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    on_spark = session(spark, cache).run(shop.Logic.over(ProductIds), **ABT)
+    locally = Session(context(), MemoryCache(), engine="local").run(shop.Logic.over(ProductIds), **ABT)
+    assert on_spark.status == locally.status == "partial"
+    assert on_spark.table("Logic").equals(locally.table("Logic"))
+    assert on_spark.errors == locally.errors
+    for name in ("Title", "Brand", "Prompt", "Answer", "Suggestions", "Matrix", "Logic"):
+        there, here = vars(on_spark.builders[name]), vars(locally.builders[name])
+        assert {**there, "seconds": 0} == {**here, "seconds": 0}, name
+    entries = spark.read.format("delta").load(cache.table_path("entries"))
+    stored = entries.where("builder = 'Logic' AND status = 'ok'").selectExpr("key", "CAST(value AS STRING)")
+    expected = [
+        (f'["abt","US","{row["product_id"]}"]', row["value"])
+        for row in locally.table("Logic").to_pylist()
+        if row["status"] == "ok"
+    ]
+    assertDataFrameEqual(stored, spark.createDataFrame(expected, ["key", "value"]))
+
+
+def test_a_warm_run_starts_no_job(spark: Any, tmp_path: Path) -> None:
+    own = context()
+    own.world.failing.clear()
+    own.world.broken.clear()
+    cache = DeltaCache(str(tmp_path / "cache"))
+    assert session(spark, cache, own).run(shop.Label.over(ProductIds), **ABT).status == "ok"
+
+    def start() -> Any:
+        raise AssertionError("a session was started")
+
+    limits = Limits(in_process_keys=100, partitions=2)
+    warm = Session(own, cache, engine="spark", spark=start, limits=limits)
+    assert warm.run(shop.Label.over(ProductIds), **ABT).unchanged
+
+
+def test_what_spark_made_the_local_engine_finds(spark: Any) -> None:
+    own, cache = context(), MemoryCache()
+    own.world.failing.clear()
+    own.world.broken.clear()
+    session(spark, cache, own).run(shop.Logic.over(ProductIds), **ABT)
+    again = Session(own, cache, engine="local").run(shop.Logic.over(ProductIds), **ABT)
+    assert again.unchanged
+    assert {name for name, _ in own.world.built} == {"Matrix"}  # keyed stages ran on workers
+    own.world.products["abt", "US", "p1"].title = "red lamps"
+    changed = session(spark, cache, own).run(shop.Logic.over(ProductIds), **ABT)
+    assert changed.builders["Answer"].calls == 1
+    fresh = Session(own, MemoryCache(), engine="local").run(shop.Logic.over(ProductIds), **ABT)
+    assert changed.values("Logic") == fresh.values("Logic")
+
+
+# -- paid calls ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asking:
+    llm: Any
+    world: shop.World
+    clock: Any = field(default_factory=MovingClock)
+
+
+class Asked(FeatureBuilder[str]):
+    key, value, paid, needs = ("prompt",), pa.string(), True, ("llm",)
+
+    async def build_one(self, inputs: Any, config: Any, context: Any) -> Metered[str]:
+        answer = await context.llm.complete(inputs["prompt"])
+        return Metered(answer.text, answer.tokens, answer.usd)
+
+
+class Reply(FeatureBuilder[str]):
+    key, deps, value = shop.PRODUCT, (Asked.on(prompt=shop.Title),), pa.string()
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return f"<{inputs['Asked']}>"
+
+
+def test_every_distinct_prompt_is_asked_once(spark: Any, tmp_path: Path) -> None:
+    llm = CountingLLM(log=tmp_path / "calls", failures={"chair": OSError("down")})
+    own = Asking(llm, context().world)
+    own.world.broken.clear()
+    cache = MemoryCache()
+    result = session(spark, cache, own).run(Reply.over(ProductIds), **ABT)
+    assert dict(llm.calls) == {"red lamp": 1, "sofa": 1, "big red lamp": 1, "chair": 1, "lamp": 1, "": 1}
+    assert result.builders["Asked"].calls == 6
+    assert result.values("Reply")["abt", "US", "p4"] is None
+    again = session(spark, cache, own).run(Reply.over(ProductIds), **ABT)
+    assert again.builders["Asked"].calls == llm.calls["chair"] - 1 == 1
+    assert sum(llm.calls.values()) == 7
+
+
+def test_a_spent_budget_comes_back_as_itself(spark: Any) -> None:
+    own = Asking(CountingLLM(failures={"sofa": BudgetError("5.00 usd are spent")}), context().world)
+    with pytest.raises(BudgetError, match="^5.00 usd are spent$"):
+        session(spark, MemoryCache(), own).run(Reply.over(ProductIds), **ABT)
+
+
+# -- what cannot run -----------------------------------------------------------------------------------------
+
+
+def test_a_context_that_cannot_travel_is_told_before_anything_ran() -> None:
+    own = Asking(threading.Lock(), context().world)
+    cache = MemoryCache()
+
+    def start() -> Any:
+        raise AssertionError("a session was started")
+
+    with pytest.raises(
+        ContextError, match=r"context.llm \(lock\) cannot travel to Spark workers: .*engine='local'"
+    ):
+        Session(own, cache, spark=start).run(Reply.over(ProductIds), **ABT)
+    assert len(cache.history("ProductIds")) == 0
+
+
+def test_an_attribute_that_no_stage_needs_may_stay_behind(spark: Any) -> None:
+    own = Asking(threading.Lock(), context().world)
+    assert session(spark, MemoryCache(), own).run(shop.Label.over(ProductIds), **ABT).keys == 8
+
+
+class Bug(FeatureBuilder[str]):
+    key, deps, value = shop.PRODUCT, (shop.Title,), pa.string()
+
+    def build(self, inputs: Any, config: Any, context: Any) -> Any:
+        if (inputs["Title"] == "sofa").any():
+            raise RuntimeError("no sofas")
+        return inputs["Title"].str.upper()
+
+
+def test_a_builder_that_raises_for_some_keys(spark: Any) -> None:
+    result = session(spark, MemoryCache()).run(Bug.over(ProductIds), **ABT)
+    told = {key: error.split(" (")[0] for key, error in result.errors.items()}
+    assert told == {
+        '["abt","US","p2"]': 'Bug["abt","US","p2"]: RuntimeError: no sofas',
+        '["abt","US","caf\u00e9"]': 'Bug["abt","US","caf\u00e9"]: RuntimeError: no sofas',
+        '["abt","US","p6"]': 'Title["abt","US","p6"]: OSError: the disk is on fire',
+    }
+    assert result.values("Bug")["abt", "US", "p1"] == "RED LAMP"
+
+
+class Undeclared(FeatureBuilder[str]):
+    key, deps, value = shop.PRODUCT, (shop.Title,), pa.string()
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return str(context.world)
+
+
+def test_an_undeclared_attribute_is_told_as_in_process(spark: Any) -> None:
+    with pytest.raises(ContextError, match="Undeclared reads context.world, which it does not declare"):
+        session(spark, MemoryCache()).run(Undeclared.over(ProductIds), **ABT)
+
+
+class Share(FeatureBuilder[str]):
+    """Keyed, and gathers by itself."""
+
+    key, value = shop.PRODUCT, pa.string()
+    deps = (shop.Title, shop.Stock.over(ProductIds).named("all"))
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return f"{inputs['Title']} of {len(inputs['all'].keys)}"
+
+
+def test_a_keyed_builder_that_gathers(spark: Any) -> None:
+    assert "sofa of 8" in assert_parity(Share.over(ProductIds), context(), spark=spark, **ABT).values()
+
+
+def test_an_engine_of_ones_own_session(spark: Any) -> None:
+    engine = SparkEngine(lambda: spark, in_process_keys=0)
+    result = Session(context(), MemoryCache(), engine=engine).run(shop.Title.over(ProductIds), **ABT)
+    assert result.keys == 8
