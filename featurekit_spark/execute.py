@@ -301,7 +301,7 @@ class Execution:
         for trace in traces:
             members = self.members[trace.keyset.name]
             check = _Check(trace, plan_hash(trace, self.graph, self.job.bindings))
-            check.group = self._group_trace(trace)
+            check.group = group_trace(trace, self._tree, self._group_source)
             columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
             for i, key in enumerate(members):
                 check.keyed[key] = inputs_hash([column[i] for column in columns])
@@ -360,22 +360,13 @@ class Execution:
             reads
         )
 
-    def _group_trace(self, trace: TargetTrace) -> str:
-        parts = []
-        for keyset, sources in trace.gathered:
-            members = self.members[keyset.name]
-            texts = [key_json(key) for key in members]
-            for source in sources:
-                hashes = self._hashes(source, keyset, members)
-                parts.append(group_hash(zip(texts, hashes, strict=True)))
-            parts.append(group_hash((text, "") for text in texts))
-        if trace.gathered and all(keyset is not trace.keyset for keyset, _ in trace.gathered):
-            # A key that went and came back was not checked against the groups in between.
-            parts.append(group_hash((key_json(key), "") for key in self.members[trace.keyset.name]))
-        for source in trace.grouped:
-            result = self.evaluator.resolve(source, [self._group_key(source.key)])[0]
-            parts.append(f"{source.name} {result.value_hash or 'error'}")
-        return digest("gathered", *parts)
+    def _tree(self, keyset: type[KeySet], source: Any) -> str:
+        members = self.members[keyset.name]
+        hashes = [""] * len(members) if source is None else self._hashes(source, keyset, members)
+        return group_hash(zip(map(key_json, members), hashes, strict=True))
+
+    def _group_source(self, source: Any) -> str:
+        return self.evaluator.resolve(source, [self._group_key(source.key)])[0].value_hash or "error"
 
     def _hashes(self, source: Any, keyset: type[KeySet], members: Sequence[Key]) -> list[str]:
         at = [keyset.member_key().index(name) for name in source.key]
@@ -483,6 +474,21 @@ def scan_of(source: Any, job: Job, fields: tuple[str, ...], group: Key) -> Any:
     bound = job.bindings[source]
     named = dict(zip(fields, group, strict=True))
     return bound.builder.scan(named, bound.config, bound.view(job.context))  # type: ignore[attr-defined]
+
+
+def group_trace(
+    trace: TargetTrace, tree: Callable[[type[KeySet], Any], str], hash_of: Callable[[Any], str]
+) -> str:
+    """Hash of everything a target reads of its group. `tree(keyset, source)` is the `group_hash` over the members'
+    value hashes of a source (None: over the members alone), `hash_of` the value hash of a group-level source."""
+    parts = []
+    for keyset, sources in trace.gathered:
+        parts += [tree(keyset, source) for source in (*sources, None)]
+    if trace.gathered and all(keyset is not trace.keyset for keyset, _ in trace.gathered):
+        # A key that went and came back was not checked against the groups in between.
+        parts.append(tree(trace.keyset, None))
+    parts += [f"{source.name} {hash_of(source)}" for source in trace.grouped]
+    return digest("gathered", *parts)
 
 
 def plan_hash(trace: TargetTrace, graph: Graph, bindings: Bindings) -> str:

@@ -7,34 +7,45 @@ stage reads them. Only counts, group-level results and the digests of a group's 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark import errors
-from featurekit_spark.builder import Dep, Each, FeatureBuilder, KeySet
+from featurekit_spark.builder import Dep, Each, FeatureBuilder, KeySet, as_dep, keys_of
 from featurekit_spark.cache.base import TraceRow
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.engines.lookup import as_table, local_builders
 from featurekit_spark.engines.spark import SparkEngine, counted, travelling
+from featurekit_spark.engines.table_sql import (
+    GIVEN_DDL,
+    ROW_DDL,
+    as_rows,
+    column_or,
+    ddl_of,
+    read_as_array,
+    row_struct,
+    translated,
+    union_all,
+)
 from featurekit_spark.engines.tasks import (
-    GIVEN_SCHEMA,
     ColumnTask,
     DecodeTask,
     GatherTask,
     LinkTask,
     SourceTask,
     StageWork,
+    made_rows,
 )
-from featurekit_spark.errors import DataError, FeaturekitError, UsageError
-from featurekit_spark.execute import Job, plan_hash, scan_of
+from featurekit_spark.errors import DataError, UsageError
+from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.execute import Job, group_trace, plan_hash, scan_of
 from featurekit_spark.fingerprint import GROUP_BUCKETS, bucket_digests, digest, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.locks import table_lock
@@ -48,7 +59,7 @@ from featurekit_spark.plan import (
     Space,
     TargetTrace,
 )
-from featurekit_spark.results import ROW_SCHEMA, Counts, new_entries
+from featurekit_spark.results import ROW_SCHEMA, Counts, from_entry, new_entries, results_by_key, to_given
 from featurekit_spark.values import NULL_HASH
 
 if TYPE_CHECKING:
@@ -87,11 +98,15 @@ class TableExecution:
         self._proven: dict[str, DataFrame] = {}
         self._checks: dict[str, tuple[TargetTrace, str, DataFrame, str, bool]] = {}
         self._proven_count: dict[str, int] = {}
+        self._incomplete: set[str] = set()
         self._number = 0
+        self.evaluator = Evaluator(
+            job.bindings, job.context, job.cache, now=job.now, batch_rows=job.batch_rows
+        )
 
     def run(self) -> None:
         """Carry out every stage, then write the traces."""
-        with _translated():
+        with translated():
             for stage in self.plan.stages:
                 start = time.perf_counter()
                 self._run(stage)
@@ -147,7 +162,7 @@ class TableExecution:
         """A target's answers, typed: its key fields, value, ts, value_hash. A failed key has its earlier answer."""
         bound = self.job.bindings[self.graph[target]]
         ddl = ", ".join(f"`{name}` string" for name in bound.key)
-        ddl += f", value {_ddl(bound.type.arrow)}, ts timestamp, value_hash string"
+        ddl += f", value {ddl_of(bound.type.arrow)}, ts timestamp, value_hash string"
         return self._answers(target).mapInArrow(DecodeTask(bound.key, bound.type), ddl)
 
     def stored(self, frame: DataFrame, label: str) -> DataFrame:
@@ -192,7 +207,7 @@ class TableExecution:
             self._run_keyed(KeyedStage(space, (source,), (), False, frozenset({"gather"})))
             return
         work = self._work((source,), source.key)
-        read = frame.mapInArrow(SourceTask(work, self.group), _ROW_DDL)
+        read = frame.mapInArrow(SourceTask(work, self.group), ROW_DDL)
         missing = {
             "builder": source.name,
             "config_hash": self.job.bindings[source].config_hash,
@@ -206,7 +221,7 @@ class TableExecution:
             have = self._entries(source).where("status = 'ok'").select("entry_id", F.lit(True).alias("there"))
             rows = rows.join(have.dropDuplicates(["entry_id"]), "entry_id", "left")
             rows = rows.withColumn("origin", F.when(F.col("there"), "hit").otherwise(F.col("origin")))
-        rows = rows.select(*(_or(name, missing) for name in ROW_SCHEMA.names))
+        rows = rows.select(*(column_or(name, missing) for name in ROW_SCHEMA.names))
         self._keep(source, space, self._commit(self._save(rows, source.name)))
 
     def _scan(self, source: Builder) -> DataFrame | None:
@@ -235,10 +250,10 @@ class TableExecution:
             keyed = self._save(
                 hashed.select("key", F.substring(F.sha2(image, 256), 1, 32).alias("keyed_trace")), name
             )
-            group_trace, plan = self._group_trace(trace), plan_hash(trace, self.graph, self.job.bindings)
-            stored = self.cache.group_row(name, key_json(self.group))
-            same = stored is not None and stored.group_trace == group_trace and stored.plan_hash == plan
-            self._checks[name] = (trace, plan, keyed, group_trace, same)
+            found = group_trace(trace, self._tree_of, self._group_source)
+            plan = plan_hash(trace, self.graph, self.job.bindings)
+            same = self._same_group(trace, plan, found)
+            self._checks[name] = (trace, plan, keyed, found, same)
             # A key set's long list of members is no entry here; the group's trace tells whether it was read before.
             self.done[trace.keyset.name] = Counts(hit=1) if same else Counts(computed=1)
             proven = self._prove(trace, plan, keyed) if trace.provable and same else keyed.limit(0)
@@ -276,16 +291,32 @@ class TableExecution:
         newest = rows.groupBy("key").agg(F.max_by(F.struct(*columns), "recorded").alias("row"))
         return newest.select("key", "row.*")
 
-    def _group_trace(self, trace: TargetTrace) -> str:
-        parts = []
-        for keyset, sources in trace.gathered:
-            members = self._members[keyset.name]
-            for source in sources:
-                parts.append(
-                    self._tree(self._with_hashes(members, (source,), "h").selectExpr("key", "h0 AS hash"))
-                )
-            parts.append(self._tree(members.selectExpr("key", "'' AS hash")))
-        return digest("gathered", *parts)
+    def _tree_of(self, keyset: type[KeySet], source: Builder | None) -> str:
+        members = self._members[keyset.name]
+        if source is None:
+            return self._tree(members.selectExpr("key", "'' AS hash"))
+        return self._tree(self._with_hashes(members, (source,), "h").selectExpr("key", "h0 AS hash"))
+
+    def _group_source(self, source: Builder) -> str:
+        return self.evaluator.resolve(source, [self._group_key(source)])[0].value_hash or "error"
+
+    def _group_key(self, builder: Builder) -> Key:
+        return keys_of(self.plan.group_fields, self.group, builder.key)
+
+    def _same_group(self, trace: TargetTrace, plan: str, found: str) -> bool:
+        """Whether what was gathered last time still stands; if so, its results are shared with the stages."""
+        row = self.cache.group_row(trace.target.name, key_json(self.group))
+        if row is None or row.status != "ok" or (row.group_trace, row.plan_hash) != (found, plan):
+            return False
+        if row.valid_until is not None and self.job.now >= row.valid_until:
+            return False
+        for name, text, identity in json.loads(row.reads or "[]"):
+            entry = self.cache.by_id(name, [identity]).get(identity)
+            if entry is None:
+                return False
+            kind = self.job.bindings[self.graph[name]].type
+            self._shared[name] = to_given(name, [(text, from_entry(entry, kind, until=row.valid_until))])
+        return True
 
     def _with_hashes(self, members: DataFrame, sources: Sequence[Builder], prefix: str) -> DataFrame:
         frame = members
@@ -313,7 +344,7 @@ class TableExecution:
         work = self._work(stage.builders, stage.space.key, stage)
         parts = [self._given(builder, stage) for builder in stage.builders]
         given = [frame for found in parts for frame in found] + self._cached(stage)
-        rows = self._with_given(keys, given).mapInArrow(ColumnTask(work), _ROW_DDL)
+        rows = self._with_given(keys, given).mapInArrow(ColumnTask(work), ROW_DDL)
         saved = self._commit(self._save(rows, stage.label))
         for builder in stage.builders:
             self._keep(builder, stage.space, saved)
@@ -321,38 +352,52 @@ class TableExecution:
 
     def _run_gather(self, stage: GatherStage) -> None:
         builder, bound = stage.builder, self.job.bindings[stage.builder]
-        text = key_json(tuple(self.group[self.plan.group_fields.index(name)] for name in builder.key))
         gathers = [dep for dep in bound.deps if dep.keyset is not None]
         if gathers and not self.regather:
-            found = list(self.cache.current(builder.name, bound.config_hash, [text]).values())
-            rows = as_table(found).append_column("origin", pa.array(["hit"] * len(found), pa.string()))
-            self._share(builder, _as_rows(rows))
-            return
-        frames = []
-        for dep in gathers:
-            keyset = dep.keyset
-            assert keyset is not None  # chosen above
-            space = Space("members", keyset.member_key(), f"of {keyset.name}")
-            for read, where in self._read_by(replace(dep, keyset=None, label=None), space):
-                frames.append(self._rows[read.name, where])
-            members = self._members[keyset.name]
-            columns = [
-                _or(n, {"builder": keyset.name, "origin": "hit"}, absent=n != "key") for n in ROW_SCHEMA.names
-            ]
-            frames.append(members.select(*columns))
-        task = GatherTask(
-            self._work((builder,), self.plan.group_fields, None),
-            tuple({dep.keyset: None for dep in gathers if dep.keyset is not None}),
-            self.group,
-            as_table(self.cache.candidates(builder.name, bound.config_hash, [text])),
-        )
-        rows = _union(frames).repartition(1).mapInArrow(task, _ROW_DDL).toArrow()
-        rows = _as_rows(rows)
+            return  # shared by the check
+        if gathers:
+            rows = self._gathered(builder, gathers)
+        else:
+            for name, known in self._shared.items():
+                self.evaluator.give(
+                    self.graph[name], results_by_key(known, self.job.bindings[self.graph[name]].type)
+                )
+            self.evaluator.resolve(builder, [self._group_key(builder)])
+            rows = made_rows(self.evaluator, self.job.bindings)
         entries = new_entries(rows, self.job.run_id)
         if len(entries):
             self.cache.append(entries)
-        self.done.setdefault(builder.name, Counts()).add(counted(rows, paid=builder.paid))
+        for name in rows["builder"].unique().to_pylist():
+            own = rows.filter(pc.equal(rows["builder"], name))
+            self.done.setdefault(name, Counts()).add(counted(own, paid=self.graph[name].paid))
         self._share(builder, rows)
+
+    def _gathered(self, builder: Builder, gathers: Sequence[Dep]) -> pa.Table:
+        """The group-level builder's row, made by one task that sees all members."""
+        frames = []
+        for dep in gathers:
+            keyset = dep.keyset
+            assert keyset is not None  # chosen by the caller
+            space = Space("members", keyset.member_key(), f"of {keyset.name}")
+            frames += [
+                self._rows[read.name, at] for read, at in self._read_by(replace(dep, keyset=None), space)
+            ]
+            constant = {"builder": keyset.name, "origin": "hit"}
+            columns = [column_or(name, constant, absent=name != "key") for name in ROW_SCHEMA.names]
+            frames.append(self._members[keyset.name].select(*columns))
+        given = union_all(frames)
+        if not given.where("error IS NOT NULL").isEmpty():
+            self._incomplete.add(
+                builder.name
+            )  # built without the members that failed; the next run gathers again
+        text = key_json(self._group_key(builder))
+        task = GatherTask(
+            self._work((builder,), self.plan.group_fields),
+            tuple({dep.keyset: None for dep in gathers if dep.keyset is not None}),
+            self.group,
+            as_table(self.cache.candidates(builder.name, self.job.bindings[builder].config_hash, [text])),
+        )
+        return as_rows(given.repartition(1).mapInArrow(task, ROW_DDL).toArrow())
 
     def _share(self, builder: Builder, rows: pa.Table) -> None:
         self._shared[builder.name] = rows.filter(pc.equal(rows["builder"], builder.name))
@@ -408,7 +453,7 @@ class TableExecution:
         """(reader, row) for everything that keys of `space` read through `dep` and that an earlier stage made."""
         frames = []
         for builder, where in self._read_by(dep, space):
-            rows = self._rows[builder.name, where].selectExpr("key", f"{_struct()} AS row")
+            rows = self._rows[builder.name, where].selectExpr("key", f"{row_struct()} AS row")
             if where == space:
                 frames.append(rows.withColumnRenamed("key", "reader"))
             else:
@@ -433,7 +478,7 @@ class TableExecution:
                 continue
             entries = self._entries(builder).where(f"config_hash = '{bound.config_hash}' AND status = 'ok'")
             entries = entries.dropDuplicates(["entry_id"])
-            rows = entries.selectExpr("key", f"{_struct(cached=True)} AS row")
+            rows = entries.selectExpr("key", f"{row_struct(cached=True)} AS row")
             if builder.key == stage.space.key:
                 frames.append(rows.withColumnRenamed("key", "reader"))
             else:
@@ -447,8 +492,10 @@ class TableExecution:
         from pyspark.sql import functions as F
 
         if not given:
-            return keys.select("key", F.expr(f"CAST(array() AS array<struct<{_GIVEN_DDL}>>) AS given"))
-        rows = _union(given).groupBy(F.col("reader").alias("key")).agg(F.collect_list("row").alias("given"))
+            return keys.select("key", F.expr(f"CAST(array() AS array<struct<{GIVEN_DDL}>>) AS given"))
+        rows = (
+            union_all(given).groupBy(F.col("reader").alias("key")).agg(F.collect_list("row").alias("given"))
+        )
         return keys.join(rows, "key", "left")
 
     def _save(self, frame: DataFrame, label: str) -> DataFrame:
@@ -572,7 +619,7 @@ class TableExecution:
     def _write_traces(self) -> None:
         from pyspark.sql import functions as F
 
-        for name, (trace, plan, keyed, group_trace, same) in self._checks.items():
+        for name, (trace, plan, keyed, found, same) in self._checks.items():
             rows = self._target_rows(name)
             if not trace.provable:
                 continue
@@ -589,7 +636,7 @@ class TableExecution:
                         F.when(F.col("error").isNull(), "ok").otherwise("error").alias("status"),
                         F.when(F.col("error").isNull(), F.col("entry_id")).alias("entry_id"),
                         "value_hash",
-                        F.when(F.size("reads") > 0, F.to_json(F.transform("reads", _as_array))).alias(
+                        F.when(F.size("reads") > 0, F.to_json(F.transform("reads", read_as_array))).alias(
                             "reads"
                         ),
                     )
@@ -621,10 +668,33 @@ class TableExecution:
                     ),
                 )
             if not same:
-                self.cache.append(
-                    None,
-                    [_group_row(name, key_json(self.group), bound.config_hash, plan, group_trace, self.job)],
-                )
+                self.cache.append(None, [self._group_row(trace, plan, found)])
+
+    def _group_row(self, trace: TargetTrace, plan: str, found: str) -> TraceRow:
+        """What is gathered below a target; status error where a member or a gather failed."""
+        entries, until, whole = [], [], True
+        for builder in self.graph.needs_of(trace.target):
+            whole = whole and builder.name not in self._incomplete
+            if any(as_dep(dep).keyset is not None for dep in builder.deps) and builder.name in self._shared:
+                for row in self._shared[builder.name].to_pylist():
+                    whole = whole and row["error"] is None and row["entry_id"] is not None
+                    entries.append([builder.name, row["key"], row["entry_id"]])
+                    until += [row["until"]] if row["until"] is not None else []
+        group = key_json(self.group)
+        return TraceRow(
+            trace.target.name,
+            "group",
+            group,
+            self.job.bindings[trace.target].config_hash,
+            self.job.now,
+            self.job.run_id,
+            group=group,
+            plan_hash=plan,
+            group_trace=found,
+            reads=json.dumps(entries) if entries else None,
+            status="ok" if whole else "error",
+            valid_until=min(until, default=None),
+        )
 
     def _entries(self, builder: Builder) -> DataFrame:
         return self._table("entries").where(f"builder = '{builder.name}'")
@@ -632,104 +702,3 @@ class TableExecution:
     def _table(self, name: str) -> DataFrame:
         self.cache.ensure(name)
         return self.spark.read.format("delta").load(self.cache.table_path(name))
-
-
-def _group_row(target: str, group: str, config_hash: str, plan: str, trace: str, job: Job) -> TraceRow:
-    return TraceRow(
-        target,
-        "group",
-        group,
-        config_hash,
-        job.now,
-        job.run_id,
-        group=group,
-        plan_hash=plan,
-        group_trace=trace,
-    )
-
-
-def _as_rows(rows: pa.Table) -> pa.Table:
-    """ROW_SCHEMA with the types that Spark or a candidate's table gave their columns."""
-    columns = [
-        rows[field.name].cast(field.type)
-        if field.name in rows.column_names
-        else pa.nulls(len(rows), field.type)
-        for field in ROW_SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=ROW_SCHEMA)
-
-
-def _as_array(read: Column) -> Column:
-    from pyspark.sql import functions as F
-
-    return F.array(read["source"], read["key"], read["hash"])
-
-
-def _or(name: str, defaults: dict[str, Any], *, absent: bool = False) -> Column:
-    """A column, or its default where a row has none; `absent`: the frame has no such column."""
-    from pyspark.sql import functions as F
-
-    kind = _SPARK_TYPES[name]
-    default = F.lit(defaults.get(name)).cast(kind)
-    return (default if absent else F.coalesce(F.col(name), default)).alias(name)
-
-
-def _struct(*, cached: bool = False) -> str:
-    """SQL for a row as one struct of GIVEN_SCHEMA, from result rows or from cache entries."""
-    parts = []
-    for field in GIVEN_SCHEMA:
-        kind = _SPARK_TYPES[field.name]
-        if field.name == "cached":
-            parts.append(f"{str(cached).lower()} AS cached")
-        elif field.name == "last_reads" or (cached and field.name in ("origin", "until", "reads")):
-            parts.append(f"CAST(NULL AS {kind}) AS `{field.name}`")
-        elif cached and field.name == "current":
-            parts.append("true AS `current`")
-        else:
-            parts.append(f"`{field.name}`")
-    return f"struct({', '.join(parts)})"
-
-
-def _union(frames: Sequence[DataFrame]) -> DataFrame:
-    whole = frames[0]
-    for frame in frames[1:]:
-        whole = whole.unionByName(frame)
-    return whole
-
-
-def _ddl(kind: pa.DataType) -> str:
-    """An Arrow type in Spark's words."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return f"array<{_ddl(kind.value_type)}>"
-    if pa.types.is_struct(kind):
-        fields = (kind.field(i) for i in range(kind.num_fields))
-        return f"struct<{', '.join(f'`{field.name}`: {_ddl(field.type)}' for field in fields)}>"
-    if pa.types.is_map(kind):
-        return f"map<{_ddl(kind.key_type)}, {_ddl(kind.item_type)}>"
-    if pa.types.is_decimal(kind):
-        return f"decimal({kind.precision}, {kind.scale})"
-    if pa.types.is_timestamp(kind):
-        return "timestamp" if kind.tz else "timestamp_ntz"
-    names = {"int8": "tinyint", "int16": "smallint", "int32": "int", "int64": "bigint", "bool": "boolean"}
-    names |= {"date32[day]": "date", "large_string": "string", "large_binary": "binary"}
-    return names.get(str(kind), str(kind))
-
-
-_SPARK_TYPES = {field.name: _ddl(field.type) for field in GIVEN_SCHEMA}
-_ROW_DDL = ", ".join(f"`{field.name}` {_SPARK_TYPES[field.name]}" for field in ROW_SCHEMA)
-_GIVEN_DDL = ", ".join(f"`{field.name}`: {_SPARK_TYPES[field.name]}" for field in GIVEN_SCHEMA)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """An error that the library raised in a worker, as that error."""
-    try:
-        yield
-    except FeaturekitError:
-        raise
-    except Exception as error:
-        found = re.search(r"featurekit_spark\.errors\.(\w+): (.*)", str(error))
-        kind = getattr(errors, found[1], None) if found else None
-        if found is None or kind is None:
-            raise
-        raise kind(found[2].strip()) from error
