@@ -1,0 +1,190 @@
+"""Writes docs/configuration.md: every settings key with its type, default and meaning.
+
+    .venv/bin/python scripts/docs_configuration.py            write the page
+    .venv/bin/python scripts/docs_configuration.py --check    exit 1 if the page is not what would be written
+
+Keys, types and defaults come from the models in featurekit_spark/settings.py. What a key means is written below; a key
+without a meaning, or a meaning without a key, is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from featurekit_spark.config import ENV_PREFIX
+from featurekit_spark.settings import DeltaSinkSettings, RedisSinkSettings, Settings
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+
+MEANINGS = {
+    "warehouse": "Folder or URI below which cache, matrices, recommendations and locks are kept.",
+    "cache.kind": "`delta` keeps entries in tables; `memory` forgets them with the process.",
+    "cache.path": "Where the cache's tables are; null is `{warehouse}/cache`.",
+    "product_db.kind": "`files`: one file per merchant and market. `delta`: one table, of one merchant or of many.",
+    "product_db.path": "The folder of `{merchant}_{market}.csv` or `.parquet`, or the table. A run needs it.",
+    "product_db.title_attribute": "Id of the attribute that is the title.",
+    "product_db.dimensions": "Market to dimension values, such as `US: {locale: en-US}`. They pick one of an "
+    "attribute's variants.",
+    "product_db.duplicates": "A product_id given twice: `fail`, or `keep_last` (files only; dropped rows are counted).",
+    "interaction_data_db.kind": "Where interactions come from; `none` leaves the context without them.",
+    "interaction_data_db.path": "The folder of `{merchant}_{market}` files, or the table. Needed unless `none`.",
+    "embedder.provider": "`hashing`: hashed character 3-4-grams; offline, no model.",
+    "embedder.dim": "Dimensions of an embedding.",
+    "llm.provider": "`offline` is a stand-in that calls nothing; `openai` is any server that speaks that protocol.",
+    "llm.base_url": "The server's address, up to `/v1`.",
+    "llm.model": "The model's name. Needed when the provider is `openai`.",
+    "llm.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
+    "llm.temperature": "Part of a request's identity; null leaves it to the provider.",
+    "llm.max_tokens": "Longest answer, part of a request's identity; null leaves it to the provider.",
+    "llm.concurrency": "Calls in flight per process.",
+    "llm.timeout_s": "Seconds until an attempt is given up.",
+    "llm.suggestions": "How many descriptions are asked for and taken from an answer.",
+    "search.top_k": "Recommendations per product.",
+    "prompt_template": "The user message; `{title}` is its one field, `{{` and `}}` are braces.",
+    "logic_builders": "Builders to run and publish, as `module:Class`. The first one is the main one.",
+    "logic_keys": "The key set whose members they are run for, as `module:Class`.",
+    "engine.kind": "`spark`, or `local`: everything in this process, no JVM.",
+    "engine.in_process_keys": "A stage of at most so many keys runs in the driver's process (50 times as "
+    "many for light builders).",
+    "engine.collect_mb": "A catalog of more bytes than this stays in Spark and Delta and does not pass through the "
+    "driver.",
+    "engine.batch_rows": "Keys in one call of `build`.",
+    "engine.partitions": "Partitions of a Spark stage; null is the session's default parallelism.",
+    "sinks": "Where recommendations are published, each as below.",
+    "publish_gate.max_row_drop": "Largest share by which rows may fall and still be published; null turns the check "
+    "off.",
+    "publish_gate.max_coverage_drop": "The same for the share of rows that have recommendations.",
+    "sinks[delta].kind": "A Delta table: one row per product and logic builder.",
+    "sinks[delta].path": "The table; null is `{warehouse}/recommendations`.",
+    "sinks[redis].kind": "A key per product and logic builder, its value a JSON array of ids.",
+    "sinks[redis].url": "`redis://`, `rediss://` or `unix://`. A password in it is masked wherever it is shown.",
+    "sinks[redis].key_template": "Keys of the first logic builder. Fields: merchant, market, product_id, "
+    "logic_builder; each percent-encoded.",
+    "sinks[redis].key_template_other": "Keys of the other logic builders.",
+    "sinks[redis].ttl_s": "Seconds after which keys vanish; null is never.",
+    "sinks[redis].publish": "`keys` replaces key by key; `versioned` writes beside the live version, then switches.",
+    "sinks[redis].batch": "Keys in one pipeline.",
+    "sinks[redis].timeout_s": "Seconds to wait for the server.",
+}
+
+INTRODUCTION = f"""\
+# Configuration
+
+Written by `scripts/docs_configuration.py` from the models in `featurekit_spark/settings.py`; a test compares.
+
+A run's settings come from five places, each over the one before: the defaults below, the file given by
+`--conf-file`, `merchants/{{merchant}}.yaml` in that file's folder (a merchant without one gets the defaults),
+environment variables, and `--set`. Maps merge key by key; a list replaces the whole list. `conf/dev.yaml` and
+`conf/prod.yaml` are examples.
+
+- An environment variable is `{ENV_PREFIX}` and the key path in capitals, parts joined by two underscores:
+  `{ENV_PREFIX}LLM__PROVIDER=openai`. Parts below the second level are kept as written.
+- `--set key.path=value` may be given many times. Values of variables and of `--set` are YAML scalars or flow lists:
+  `--set search.top_k=20`.
+- Files are YAML 1.2: `NO` is text, a key given twice is an error, and so is a key that is not listed here.
+- Relative paths start at the folder in which the command is started.
+- Merchant, market and run id are 1 to 64 of `A-Z a-z 0-9 _ . -`, not starting with a dot.
+
+A wrong value ends the run with exit code 3 and a line that names file or variable, key path, and what was found; a
+wrong merchant, market, run id or `--set` without a value with exit code 2.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    tables: list[tuple[str, str, type[BaseModel]]] = [
+        ("Settings", "", Settings),
+        ("A Delta sink", "sinks[delta].", DeltaSinkSettings),
+        ("A Redis sink", "sinks[redis].", RedisSinkSettings),
+    ]
+    parts, seen = [INTRODUCTION], list[str]()
+    for title, prefix, model in tables:
+        rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for key, kind, default in keys_of(model, prefix):
+            seen.append(key)
+            shown = key.removeprefix(prefix)
+            rows.append(f"| `{shown}` | {kind} | {default} | {MEANINGS.get(key, '')} |")
+        parts.append(f"## {title}\n\n" + "\n".join(rows) + "\n")
+    wrong = sorted(set(seen) ^ set(MEANINGS))
+    if wrong:
+        raise SystemExit(
+            f"scripts/docs_configuration.py: MEANINGS and the settings differ in {', '.join(wrong)}"
+        )
+    return "\n".join(parts)
+
+
+def keys_of(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    """(key path, type, default) of every key, sections opened."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", type_of(field), default_of(field)
+
+
+def type_of(field: FieldInfo) -> str:
+    """The type in words, with its bounds: `integer (at least 1)`."""
+    bounds = []
+    for rule in field.metadata:
+        for sign, words in (("ge", "at least"), ("gt", "more than"), ("le", "at most")):
+            if getattr(rule, sign, None) is not None:
+                bounds.append(f"{words} {getattr(rule, sign):g}")
+    return told(field.annotation) + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+def told(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if arg is type(None) else told(arg) for arg in args)
+    if origin is tuple:
+        return f"list of {told(args[0])}"
+    if origin is dict:
+        return f"map of {told(args[0])} to {told(args[1])}"
+    if hasattr(kind, "__metadata__"):  # Annotated, inside a union or a map
+        return (
+            "sinks"
+            if get_origin(args[0]) in (Union, types.UnionType)
+            else type_of(FieldInfo.from_annotation(kind))
+        )
+    return {str: "text", int: "integer", float: "number", bool: "boolean"}[kind]
+
+
+def default_of(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "required"
+    if isinstance(default, tuple):
+        items = [getattr(item, "kind", item) for item in default]
+        return ", ".join(f"`{item}`" for item in items)
+    return f"`{json.dumps(default) if not isinstance(default, str) else default}`"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write docs/configuration.md.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if the page is out of date"
+    )
+    check = parser.parse_args().check
+    text = page()
+    if not check:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        print("docs/configuration.md is out of date; run scripts/docs_configuration.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
