@@ -538,7 +538,7 @@ class TableExecution:
         paid = {b.name: b.paid for b, _ in self.job.bindings.items()}
         for name, origin, number, seconds, tokens, usd, priced in stats.collect():
             built = origin in ("computed", "error")
-            calls = number if built and paid[name] else 0
+            calls = number if built and paid.get(name) else 0  # a hand-written get reads what the graph lacks
             self.done.setdefault(name, Counts()).add(
                 Counts(
                     hit=number if origin == "hit" else 0,
