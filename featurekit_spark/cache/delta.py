@@ -147,7 +147,8 @@ class DeltaCache:
         """Whether there is any entry of a builder; asks the table's log, not its files."""
         with self._lock:
             table = self._open("entries")
-            return table is not None and bool(table.file_uris([("builder", "=", builder)]))
+            own = [("builder", "=", builder)]
+            return table is not None and bool(table.file_uris(file_pruning_predicate=own))
 
     def group_row(self, builder: str, group: str) -> TraceRow | None:
         """The newest group row of a target."""
