@@ -185,11 +185,11 @@ def _rows_of(builder: type[FeatureBuilder[Any]], score: str | None, answers: Any
     from pyspark.sql import functions as F
 
     recs = F.col("value.product_id" if score else "value")
-    scores = F.col(f"value.{score}") if score else F.lit(None)
+    scores = F.coalesce(F.col(f"value.{score}"), F.array()) if score else F.lit(None)
     return answers.select(
         F.col("product_id").cast("string").alias("product_id"),
         F.lit(builder.name).alias("logic_builder"),
-        F.coalesce(recs, F.array().cast("array<string>")).alias("recs"),
+        F.coalesce(recs, F.array()).cast("array<string>").alias("recs"),
         scores.cast("array<float>").alias("scores"),
     )
 

@@ -58,10 +58,14 @@ class Submitter:
         kept = {name: value for name, value in os.environ.items() if name not in unwanted}
         return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **more}
 
-    def start(self, *options: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def featurekit(self, *options: str) -> list[str]:
+        """The same run by `featurekit run` and without a JVM."""
+        return [str(Path(sys.executable).parent / "featurekit"), "run", "--engine", "local", *options]
+
+    def start(self, command: list[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """The process, running; for a test that does something to it."""
         return subprocess.Popen(
-            self.command(*options),
+            command,
             cwd=self.home,
             env=self.environ(**(env or {})),
             stdout=subprocess.PIPE,
@@ -70,7 +74,11 @@ class Submitter:
         )
 
     def run(self, *options: str, env: Mapping[str, str] | None = None) -> Ran:
-        with self.start(*options, env=env) as process:
+        return self.ended(self.command(*options), env)
+
+    def ended(self, command: list[str], env: Mapping[str, str] | None = None) -> Ran:
+        """What a command left once it came to its end."""
+        with self.start(command, env) as process:
             out, err = process.communicate(timeout=300)
         return Ran(process.returncode, out, err)
 

@@ -6,8 +6,6 @@ import csv
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -135,14 +133,16 @@ def test_a_catalog_too_large_for_the_driver(
     env = {"SHOP_KEY": "any"}
     small = options(chat, "--set", f"logic_builders=[{LLM}, {SIMILAR}]", "--set", "warehouse=one")
     large = [option.replace("warehouse=one", "warehouse=two") for option in small]
-    assert submit.run(*small, "--engine", "local", env=env).code == 0
+    assert submit.ended(submit.featurekit(*small), env).code == 0
     ran = submit.run(*large, "--set", "engine.collect_mb=0", env=env)
     assert ran.code == 0, ran.err
     tables = [published(submit.home / name / "recommendations") for name in ("one", "two")]
     one, two = ({key: (row["recs"], row["scores"]) for key, row in table.items()} for table in tables)
     assert one == two
-    again = submit.run(*large, "--set", "engine.collect_mb=0", env=env)
-    assert again.computed == 0 and again.summary["sinks"]["delta"]["status"] == "unchanged"
+    again = submit.ended(submit.featurekit(*large), env)  # what one engine made, another finds
+    assert again.summary["unchanged"] and again.summary["sinks"]["delta"]["status"] == "unchanged"
+    # Ids that never reached the driver have no entry to be found.
+    assert {name for name, counts in again.counts.items() if counts["computed"]} <= {"ProductIds"}
 
 
 @pytest.mark.parametrize(
@@ -162,23 +162,17 @@ def test_exit_codes_pass_through_spark_submit(
 def test_one_run_at_a_time_and_a_killed_one_leaves_no_lock(
     submit: Submitter, chat: ChatServer, titles: dict[str, str]
 ) -> None:
-    wanted = options(chat, "--set", "warehouse=locked", "--engine", "local")
-    program = str(Path(sys.executable).parent / "featurekit")
-    env = submit.environ(SHOP_KEY="any")
-    asked = len(chat.requests)
+    command = submit.featurekit(*options(chat, "--set", "warehouse=locked"))
+    env, asked = {"SHOP_KEY": "any"}, len(chat.requests)
     chat.delay_s = 5.0
-    with subprocess.Popen([program, "run", *wanted], cwd=submit.home, env=env, stdout=subprocess.PIPE) as run:
+    with submit.start(command, env) as first:
         deadline = time.monotonic() + 60
         while len(chat.requests) == asked and time.monotonic() < deadline:
             time.sleep(0.05)
-        second = subprocess.run(
-            [program, "run", *wanted], cwd=submit.home, env=env, capture_output=True, text=True, check=False
-        )
-        os.kill(run.pid, signal.SIGKILL)
-    assert second.returncode == 75
-    assert f"locked by process {run.pid} on " in second.stderr and "(shop in US) since " in second.stderr
+        second = submit.ended(command, env)
+        os.kill(first.pid, signal.SIGKILL)
+    assert second.code == 75
+    assert f"locked by process {first.pid} on " in second.err and "(shop in US) since " in second.err
     chat.delay_s = 0.0
-    third = subprocess.run(
-        [program, "run", *wanted], cwd=submit.home, env=env, capture_output=True, text=True, check=False
-    )
-    assert third.returncode == 0, third.stderr
+    third = submit.ended(command, env)
+    assert third.code == 0, third.err
