@@ -37,6 +37,17 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 MADE_BY_A_RUN = {"conf/spark-defaults.conf"}
 
 
+def test_every_assumption_names_where_it_lives() -> None:
+    text = (ROOT / "docs/assumptions.md").read_text(encoding="utf-8")
+    items = re.findall(r"^- .*(?:\n  .*)*", text, re.MULTILINE)
+    assert items
+    for item in items:
+        named = re.fullmatch(r"(?s).*[.;:] +((?:`[^`]+`[,\s]*)+)", " ".join(item.split()))
+        assert named, f"docs/assumptions.md: {item!r} names no file"
+        for path in re.findall("`([^`]+)`", named[1]):
+            assert any((place / path).exists() for place in PLACES), f"docs/assumptions.md names {path}"
+
+
 def test_every_page_is_reached_from_the_readme() -> None:
     found, todo = set(), [ROOT / "README.md"]
     while todo:
