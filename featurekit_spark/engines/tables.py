@@ -244,7 +244,7 @@ class TableExecution:
         todo: dict[str, DataFrame] = {}
         for trace in traces:
             members, name = self._members[trace.keyset.name], trace.target.name
-            hashed = self._with_hashes(members, trace.keyed, "keyed")
+            hashed = self._with_hashes(trace.keyset, trace.keyed, "keyed")
             joined = F.concat_ws(",", *(F.col(f"keyed{i}") for i in range(len(trace.keyed))))
             image = F.concat(F.lit("inputs\n"), joined, F.lit("\n"))
             keyed = self._save(
@@ -295,7 +295,7 @@ class TableExecution:
         members = self._members[keyset.name]
         if source is None:
             return self._tree(members.selectExpr("key", "'' AS hash"))
-        return self._tree(self._with_hashes(members, (source,), "h").selectExpr("key", "h0 AS hash"))
+        return self._tree(self._with_hashes(keyset, (source,), "h").selectExpr("key", "h0 AS hash"))
 
     def _group_source(self, source: Builder) -> str:
         return self.evaluator.resolve(source, [self._group_key(source)])[0].value_hash or "error"
@@ -318,12 +318,23 @@ class TableExecution:
             self._shared[name] = to_given(name, [(text, from_entry(entry, kind, until=row.valid_until))])
         return True
 
-    def _with_hashes(self, members: DataFrame, sources: Sequence[Builder], prefix: str) -> DataFrame:
-        frame = members
+    def _with_hashes(self, keyset: type[KeySet], sources: Sequence[Builder], prefix: str) -> DataFrame:
+        from pyspark.sql import functions as F
+
+        frame = self._members[keyset.name]
         for i, source in enumerate(sources):
-            rows = next(rows for (name, _), rows in self._rows.items() if name == source.name)
-            column = rows.selectExpr("key", f"coalesce(value_hash, 'error') AS {prefix}{i}")
-            frame = frame.join(column, "key", "left")
+            if source.key == keyset.member_key():
+                space = Space("members", keyset.member_key(), f"of {keyset.name}")
+                rows = self._rows[source.name, space]
+                column = rows.selectExpr("key", f"coalesce(value_hash, 'error') AS {prefix}{i}")
+                frame = frame.join(column, "key", "left")
+            elif set(source.key) <= set(keyset.key):
+                frame = frame.withColumn(f"{prefix}{i}", F.lit(self._group_source(source)))
+            else:
+                raise UsageError(
+                    f"{source.name} has the key {source.key!r}, a part of {keyset.member_key()!r}; for a catalog of "
+                    "this size give it the whole key, or the group's"
+                )
         return frame
 
     def _tree(self, pairs: DataFrame) -> str:
