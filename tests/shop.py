@@ -56,12 +56,29 @@ class ShopContext:
 # -- sources -------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Scan:
+    """All of a group at once: a column `member`, and `value` where it is not the members that are asked for."""
+
+    table: pa.Table
+    bytes: int = 1
+
+    def to_arrow(self) -> pa.Table:
+        return self.table
+
+    def to_spark(self, session: Any) -> Any:
+        return session.createDataFrame(self.table)
+
+
 class ProductIds(KeySet):
     key, of, value, needs = GROUP, "product_id", pa.list_(pa.string()), ("world",)
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> list[str]:
         group = (inputs["merchant"], inputs["market"])
         return [product_id for *prefix, product_id in context.world.products if tuple(prefix) == group]
+
+    def scan(self, group: dict[str, Any], config: Any, context: Any) -> Scan:
+        return Scan(pa.table({"member": pa.array(self.build_one(group, config, context), pa.string())}))
 
 
 class Featured(KeySet):
@@ -71,6 +88,9 @@ class Featured(KeySet):
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> list[str]:
         return list(context.world.featured.get((inputs["merchant"], inputs["market"]), []))
+
+    def scan(self, group: dict[str, Any], config: Any, context: Any) -> Scan:
+        return Scan(pa.table({"member": pa.array(self.build_one(group, config, context), pa.string())}))
 
 
 def _product(inputs: dict[str, Any], context: Any) -> Product:
@@ -88,17 +108,6 @@ class Title(Source[str]):
         return _product(inputs, context).title
 
 
-@dataclass(frozen=True)
-class Brands:
-    """All brands of a group at once."""
-
-    rows: dict[str, str | None]
-    bytes: int = 0
-
-    def to_arrow(self) -> pa.Table:
-        return pa.table({"member": list(self.rows), "value": pa.array(self.rows.values(), pa.string())})
-
-
 class Brand(Source[str]):
     """Read by a scan of the whole group where a run wants all of it."""
 
@@ -110,14 +119,14 @@ class Brand(Source[str]):
         )
         return product.brand
 
-    def scan(self, group: dict[str, Any], config: Any, context: Any) -> Brands:
-        return Brands(
-            {
-                key[2]: product.brand
-                for key, product in context.world.products.items()
-                if key[:2] == tuple(group.values())
-            }
-        )
+    def scan(self, group: dict[str, Any], config: Any, context: Any) -> Scan:
+        brands = {
+            key[2]: product.brand
+            for key, product in context.world.products.items()
+            if key[:2] == tuple(group.values())
+        }
+        values = pa.array(brands.values(), pa.string())
+        return Scan(pa.table({"member": pa.array(brands, pa.string()), "value": values}))
 
 
 class Stock(Source[int]):

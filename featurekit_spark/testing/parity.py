@@ -7,11 +7,14 @@ Runs each way on a cache of its own, so that no way can read another's answers.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.builder import Dep, KeySet
+from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.controller import Controller
 from featurekit_spark.errors import UsageError
@@ -62,6 +65,9 @@ def assert_parity(
     if spark is not None:
         limits = Limits(in_process_keys=0, batch_rows=batch_rows, partitions=2)
         ways["spark"] = _run(target, context, configs, group, "spark", limits, spark)
+        if keyset.scan is not None:
+            limits = replace(limits, collect_mb=0)
+            ways["tables"] = _run_by_tables(target, context, configs, group, limits, spark)
     first, *others = ways
     for other in others:
         _compare(target.builder.name, first, ways[first], other, ways[other])
@@ -104,11 +110,31 @@ def _run(
     return {key: Answer(r.value, r.value_hash or "", r.error) for key, r in found.items()}
 
 
+def _run_by_tables(
+    target: Dep,
+    context: Any,
+    configs: Mapping[Any, Any] | None,
+    group: Mapping[str, Any],
+    limits: Limits,
+    spark: Any,
+) -> dict[Key, Answer]:
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        session = Session(context, DeltaCache(folder), engine="spark", limits=limits, spark=spark)
+        result = session.run(target, configs=configs, **group)
+        rows = result.table(target.builder)
+        rows = rows.toArrow() if hasattr(rows, "toArrow") else rows
+        answers = {tuple(json.loads(key)): Answer(None, "", error) for key, error in result.errors.items()}
+        for row in rows.to_pylist():
+            key = tuple(row[field] for field in target.builder.key)
+            answers.setdefault(key, Answer(row["value"], row["value_hash"] or "", None))
+        return answers
+
+
 def _compare(
     name: str, one: str, ones: Mapping[Key, Answer], other: str, others: Mapping[Key, Answer]
 ) -> None:
-    if list(ones) != list(others):
-        raise AssertionError(f"{name}: {one} has the keys {list(ones)}, {other} has {list(others)}")
+    if set(ones) != set(others):
+        raise AssertionError(f"{name}: {one} has the keys {sorted(ones)}, {other} has {sorted(others)}")
     differing = [
         f"  {key}: {one} gives {ones[key]}, {other} gives {others[key]}"
         for key in ones
