@@ -85,6 +85,9 @@ def run_command(
     except FeaturekitError as error:
         report.failed(str(error), exit_code(error))
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: what was computed is kept, and the next run goes on from there", file=sys.stderr)
+        raise
     except Exception as error:
         report.failed(f"{type(error).__name__}: {error}", ExitCode.BUG)
         traceback.print_exc()

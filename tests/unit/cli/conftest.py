@@ -60,11 +60,12 @@ class Workplace:
         titles: dict[str, str] | Sequence[tuple[str, str]],
         *,
         columns: tuple[str, ...] = ("product_id", "title"),
+        merchant: str = "abt",
         market: str = "US",
     ) -> None:
-        """Write the catalog of `abt` anew."""
+        """Write a catalog anew."""
         rows = titles.items() if isinstance(titles, dict) else titles
-        with (self.catalogs / f"abt_{market}.csv").open("w", encoding="utf-8", newline="") as file:
+        with (self.catalogs / f"{merchant}_{market}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerows([columns, *rows])
 

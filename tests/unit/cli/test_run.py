@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
+from featurekit_spark.sinks import DeltaSink
+
 SIMILAR = "logic_builders=[featurekit_spark.apps.product_recs:SimilarProducts]"
 BOTH = (
     "logic_builders=[featurekit_spark.apps.product_recs:LLMLogic, "
@@ -17,6 +19,7 @@ BOTH = (
 )
 
 Workplace = Any
+TWICE = [("p1", "lamp"), ("p1", "desk lamp")]
 
 
 def test_cold_then_again(workplace: Workplace) -> None:
@@ -150,6 +153,45 @@ def test_a_market_called_no(workplace: Workplace) -> None:
     ran = workplace.run("--set", "product_db.dimensions={NO: {locale: nb-NO}}", market="NO")
     assert (ran.code, ran.summary["market"]) == (0, "NO")
     assert [row["market"] for row in workplace.published()] == ["NO", "NO"]
+
+
+def test_equal_prompts_are_paid_once_across_merchants_and_markets(workplace: Workplace) -> None:
+    workplace.run()
+    workplace.catalog(_titles(workplace), merchant="buy", market="DE")
+    ran = workplace.run(merchant="buy", market="DE")
+    assert (ran.code, ran.calls, ran.summary["builders"]["LLMCompletion"]["hit"]) == (0, 0, 6)
+    assert len(workplace.published()) == 12
+
+
+def test_a_market_picks_its_titles(workplace: Workplace) -> None:
+    rows = [("p1", "lamp", "Lampe"), ("p2", "cup", "Tasse"), ("p3", "Lampe", "")]
+    workplace.catalog(rows, columns=("product_id", "title", "title[locale=de_DE]"), market="DE")
+    ran = workplace.run(
+        *("--set", "product_db.dimensions={DE: {locale: de_DE}}", "--set", "search.top_k=1"), market="DE"
+    )
+    assert ran.calls == 2  # "Lampe" twice
+    assert workplace.recs()["p1"] == ["p3"]
+
+
+def test_the_shipped_configuration_and_a_merchant_of_its_own(workplace: Workplace) -> None:
+    workplace.catalog({"p1": "lamp", "p2": "desk lamp"}, columns=("product_id", "name"), merchant="example")
+    conf = Path(__file__).parents[3] / "conf" / "dev.yaml"
+    ran = workplace.run("--conf-file", str(conf), merchant="example")
+    assert (ran.code, ran.err) == (0, "")
+    assert workplace.recs() == {"p1": ["p2"], "p2": ["p1"]}
+    workplace.catalog([*TWICE], merchant="other")
+    assert workplace.run("--conf-file", str(conf), merchant="other").code == 4
+
+
+def test_an_interrupted_run(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DeltaSink, "publish", interrupt)
+        ran = workplace.run()
+    assert ran.code == 130 and "interrupted: what was computed is kept" in ran.err
+    assert workplace.run().computed == 0
 
 
 def test_run_date_and_run_id(workplace: Workplace) -> None:
