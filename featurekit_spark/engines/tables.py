@@ -385,18 +385,19 @@ class TableExecution:
 
     def _gathered(self, builder: Builder, gathers: Sequence[Dep]) -> pa.Table:
         """The group-level builder's row, made by one task that sees all members."""
-        frames = []
+        # Two gathers may read the same rows, and do over one key set: each once.
+        read_at: dict[tuple[str, Space], DataFrame] = {}
+        members: dict[str, DataFrame] = {}
         for dep in gathers:
             keyset = dep.keyset
             assert keyset is not None  # chosen by the caller
             space = Space("members", keyset.member_key(), f"of {keyset.name}")
-            frames += [
-                self._rows[read.name, at] for read, at in self._read_by(replace(dep, keyset=None), space)
-            ]
+            for read, at in self._read_by(replace(dep, keyset=None), space):
+                read_at[read.name, at] = self._rows[read.name, at]
             constant = {"builder": keyset.name, "origin": "hit"}
             columns = [column_or(name, constant, absent=name != "key") for name in ROW_SCHEMA.names]
-            frames.append(self._members[keyset.name].select(*columns))
-        given = union_all(frames)
+            members[keyset.name] = self._members[keyset.name].select(*columns)
+        given = union_all([*read_at.values(), *members.values()])
         if not given.where("error IS NOT NULL").isEmpty():
             self._incomplete.add(
                 builder.name
