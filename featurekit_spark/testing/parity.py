@@ -49,8 +49,8 @@ def assert_parity(
     """Values by key, after checking that every way of running gives the same values, hashes and errors.
 
     The ways: `controller.get` key by key, the local engine, the local engine in batches of `batch_rows`,
-    and where a session is given, Spark with every stage on its workers. Raises AssertionError with the
-    first keys that differ.
+    and where a session is given, Spark with every stage on its workers, and, where the key set offers a
+    scan, table by table as for a large catalog. Raises AssertionError with the first keys that differ.
     """
     keyset = target.keyset
     if keyset is None:
