@@ -91,12 +91,13 @@ class Bootstrap:
 
     def get_product_db(self) -> ProductDB:
         """The catalog of this merchant and market. Raises ConfigError where it is not there."""
-        db = self.settings.product_db
-        make = {"files": FileProductDB, "delta": DeltaProductDB}[db.kind]
-        product_db: ProductDB = make(
-            db.required_path(), merchant=self.merchant, market=self.market, duplicates=db.duplicates
+        db, merchant, market = self.settings.product_db, self.merchant, self.market
+        path = db.required_path()
+        if db.kind == "files":
+            return FileProductDB(path, merchant=merchant, market=market, duplicates=db.duplicates)
+        return DeltaProductDB(
+            path, merchant=merchant, market=market, duplicates=db.duplicates, order_by=db.order_by
         )
-        return product_db
 
     def get_interaction_data_db(self) -> InteractionDataDB | None:
         """The interaction log, where one is configured."""

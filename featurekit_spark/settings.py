@@ -93,13 +93,30 @@ class CacheSettings(_Section):
 
 
 class ProductDBSettings(_Section):
-    """Where products come from; `dimensions` maps a market to its dimension values (locale, price list)."""
+    """Where products come from; `dimensions` maps a market to its dimension values (locale, price list).
+
+    Rows of a Delta table have no order, so that `keep_last` needs `order_by` there: the greatest value is last.
+    """
 
     kind: Literal["files", "delta"] = "files"
     path: Text | None = None
     title_attribute: Text = "title"
     dimensions: dict[Text, dict[Text, Text]] = Field(default_factory=dict)
     duplicates: Literal["fail", "keep_last"] = "fail"
+    order_by: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_an_order(self) -> ProductDBSettings:
+        if self.kind == "delta" and self.duplicates == "keep_last" and self.order_by is None:
+            raise PydanticCustomError(
+                "needs",
+                "needs order_by, the column that says which row of a Delta table is last, for keep_last",
+            )
+        if self.kind == "files" and self.order_by is not None:
+            raise PydanticCustomError(
+                "needs", "needs kind: delta for order_by; rows of files have their own order"
+            )
+        return self
 
     def required_path(self) -> str:
         """The path, or a ConfigError that says how to give one."""

@@ -35,7 +35,8 @@ MEANINGS = {
     "product_db.title_attribute": "Id of the attribute that is the title.",
     "product_db.dimensions": "Market to dimension values, such as `US: {locale: en-US}`. They pick one of an "
     "attribute's variants.",
-    "product_db.duplicates": "A product_id given twice: `fail`, or `keep_last` (files only; dropped rows are counted).",
+    "product_db.duplicates": "A product_id given twice: `fail`, or `keep_last` (dropped rows are counted).",
+    "product_db.order_by": "The column whose greatest value is last; a Delta table needs it for `keep_last`.",
     "interaction_data_db.kind": "Where interactions come from; `none` leaves the context without them.",
     "interaction_data_db.path": "The folder of `{merchant}_{market}` files, or the table. Needed unless `none`.",
     "embedder.provider": "`hashing`: hashed character 3-4-grams; offline, no model.",

@@ -58,7 +58,7 @@ class DeltaProductDB:
         if self.duplicates == "keep_last" and self.order_by is None:
             raise ConfigError(
                 "product_db.duplicates 'keep_last': rows of a Delta table have no order; "
-                "give order_by, the column that says which row is last, or use 'fail'."
+                "give product_db.order_by, the column that says which row is last, or use 'fail'."
             )
 
     def version(self) -> str:

@@ -139,6 +139,8 @@ def test_a_market_below_a_variable_keeps_its_case() -> None:
         ("product_db.dimensions={1: {a: b}}", "product_db.dimensions.1: the key is 1 (int); put quotes"),
         ("llm=offline", "llm: should be a mapping with keys among provider"),
         ("llm.provider=openai", "llm: needs a model when provider is 'openai'"),
+        ("product_db={kind: delta, duplicates: keep_last}", "product_db: needs order_by"),
+        ("product_db.order_by=at", "product_db: needs kind: delta for order_by"),
         ("interaction_data_db.kind=files", "interaction_data_db: needs a path when kind is 'files'"),
         ("logic_builders=[]", "logic_builders: "),
         ("logic_builders=[a.b:C, a.b:C]", "logic_builders: names a.b:C twice"),

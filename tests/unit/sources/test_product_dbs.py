@@ -293,7 +293,7 @@ def test_named_columns_must_be_there(tmp_path: Path) -> None:
 def test_the_last_delta_row_is_told_by_a_column(tmp_path: Path) -> None:
     rows = [("a", "US", "1", 2), ("a", "US", "1", 3), ("a", "US", "1", 1), ("a", "US", "2", 1)]
     write_deltalake(tmp_path / "t", owned(rows))
-    with pytest.raises(ConfigError, match="give order_by"):
+    with pytest.raises(ConfigError, match="give product_db.order_by"):
         DeltaProductDB(tmp_path / "t", merchant="a", market="US", duplicates="keep_last")
     with pytest.raises(DataError, match=r"1 product_ids are there more than once \(2 rows"):
         read(DeltaProductDB(tmp_path / "t", merchant="a", market="US"))

@@ -1,0 +1,129 @@
+"""What is built from which settings, and that nothing is opened before it is asked for."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurekit_spark import DeltaCache, MemoryCache
+from featurekit_spark import bootstrap as module
+from featurekit_spark.apps.product_recs import LLMLogic, ProductIds
+from featurekit_spark.bootstrap import Bootstrap
+from featurekit_spark.config import load_settings
+from featurekit_spark.errors import ConfigError, LockedError
+from featurekit_spark.llm import OfflineLLM, OpenAIChat
+from featurekit_spark.sources.delta import DeltaProductDB
+from featurekit_spark.sources.files import FileProductDB
+from featurekit_spark.testing.fakes import ProductDBFake
+
+
+def boot(*overrides: str, merchant: str = "abt", market: str = "US", **options: Any) -> Bootstrap:
+    settings = load_settings(
+        merchant=merchant, market=market, environ={}, overrides=["product_db.path=catalogs", *overrides]
+    )
+    return Bootstrap(settings, merchant=merchant, market=market, **options)
+
+
+def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = boot()
+    assert isinstance(made.get_feature_cache(), DeltaCache) and made.get_feature_cache() is made.cache
+    assert made.get_product_db() == FileProductDB("catalogs", merchant="abt", market="US")
+    assert made.get_interaction_data_db() is None
+    assert isinstance(made.get_llm(), OfflineLLM)
+    assert made.get_logic_builders() == [LLMLogic] and made.get_logic_keys() is ProductIds
+    assert made.get_session().engine.name == "spark"
+    assert [sink.name for sink in made.get_sinks()] == ["delta"]
+    assert made.context.clock().tzinfo is UTC
+    made.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_settings_choose() -> None:
+    made = boot(
+        "cache.kind=memory",
+        "product_db={kind: delta, path: products, duplicates: keep_last, order_by: at}",
+        "llm={provider: openai, model: m, concurrency: 3}",
+        "engine.kind=local",
+        "embedder.dim=16",
+        "sinks=[{kind: redis, url: 'redis://h/0'}, {kind: delta}, {kind: redis, url: 'redis://h/1', ttl_s: 9}]",
+        run_date=date(2026, 1, 31),
+    )
+    assert isinstance(made.cache, MemoryCache)
+    assert made.get_product_db() == DeltaProductDB(
+        "products", merchant="abt", market="US", duplicates="keep_last", order_by="at"
+    )
+    llm = made.get_llm()
+    assert isinstance(llm, OpenAIChat) and llm.concurrency == 3
+    assert made.get_session().engine.name == "local"
+    assert made.get_embedder().dim == 16
+    assert [sink.name for sink in made.get_sinks()] == ["redis", "delta", "redis-2"]
+    assert [sink.layout is None for sink in made.get_sinks()] == [False, False, True]
+    assert made.get_clock()() == datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_what_builders_read_of_the_settings() -> None:
+    made = boot(
+        "product_db.dimensions={US: {locale: en-US}, DE: {locale: de-DE}}",
+        "product_db.title_attribute=name",
+        "search.top_k=5",
+        "llm={suggestions: 4, temperature: 0.5, max_tokens: 99}",
+        "prompt_template='like {title}'",
+    )
+    assert made.get_merchant_config("abt") == {
+        "merchant": "abt",
+        "market": "US",
+        "logic_builders": ["featurekit_spark.apps.product_recs:LLMLogic"],
+        "prompt_template": "like {title}",
+        "title_attribute": "name",
+        "dimensions": {"locale": "en-US"},
+        "top_k": 5,
+        "suggestions": 4,
+        "temperature": 0.5,
+        "max_tokens": 99,
+    }
+    assert made.context.merchant_config == made.get_merchant_config("abt")
+
+
+def test_without_pyspark_the_local_engine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pyspark is not installed: .*engine\.kind=local"):
+        boot().get_session()
+    assert boot("engine.kind=local").get_session().engine.name == "local"
+
+
+def test_one_run_per_merchant_and_market(tmp_path: Path) -> None:
+    warehouse = f"warehouse={tmp_path}"
+    with boot(warehouse).run_lock():
+        second = boot(f"warehouse=file://{tmp_path}").run_lock()
+        with pytest.raises(LockedError, match=r"locked by process \d+ .*\(abt in US\) since"), second:
+            pass
+        with boot(warehouse, market="DE").run_lock():
+            pass
+    one, other = boot(warehouse, merchant="a_b", market="c"), boot(warehouse, merchant="a", market="b_c")
+    with one.run_lock(), other.run_lock():
+        pass
+    bucket = boot("warehouse=s3a://bucket/features")
+    with bucket.run_lock(), bucket.run_lock():
+        pass
+
+
+def test_quality_is_counted_where_the_catalog_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "abt_US.csv").write_text("product_id,title\np1,lamp\np2,\np1,desk lamp\n")
+    here = f"product_db={{path: {tmp_path}, duplicates: keep_last}}"
+    assert boot(here).get_quality() == {
+        "rows": 3,
+        "products": 2,
+        "duplicates_dropped": 1,
+        "missing_title": 1,
+    }
+    assert "missing_title" not in boot(here, "product_db.title_attribute=name").get_quality()
+    assert boot(here, "engine.collect_mb=0").get_quality() == {}
+
+
+def test_quality_of_products_behind_an_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bootstrap, "get_product_db", lambda self: ProductDBFake({"p1": {"title": "lamp"}}))
+    assert boot().get_quality() == {}
