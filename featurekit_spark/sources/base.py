@@ -208,7 +208,10 @@ class Layout:
         """`name` itself if it is a column, else DataError with the columns found."""
         if name not in self.names:
             found = ", ".join(repr(column) for column in self.names)
-            raise DataError(f"{self.where}: no column {name!r}; the columns found are {found or 'none'}.")
+            raise DataError(
+                f"{self.where}: no column {name!r}; the columns found are {found or 'none'}. Add it, or rename the one "
+                "that is meant (another column can be the title: product_db.title_attribute)."
+            )
         return name
 
     def variants(self, attribute: AttributeId) -> Mapping[IngestionDimensionKey, str]:
