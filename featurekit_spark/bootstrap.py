@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.context import Context, FixedClock, utc_now
 from featurekit_spark.embed.base import Embedder
 from featurekit_spark.embed.hashing import HashingEmbedder
-from featurekit_spark.errors import ConfigError, UsageError
+from featurekit_spark.errors import ConfigError, LockedError, UsageError
 from featurekit_spark.execute import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.offline import OfflineLLM
@@ -249,7 +249,12 @@ class Bootstrap:
             return
         # A folder per merchant: `a_b` in `c` and `a` in `b_c` are two.
         path = folder / "locks" / self.merchant / f"{self.market}.lock"
-        with file_lock(path, timeout_s=0, owner=f"{self.merchant} in {self.market}"):
+        run = f"{self.merchant} in {self.market}"
+        with ExitStack() as held:
+            try:
+                held.enter_context(file_lock(path, timeout_s=0, owner=run))
+            except LockedError as error:
+                raise LockedError(f"{run} is being run already: {error}") from None
             yield
 
     def close(self) -> None:

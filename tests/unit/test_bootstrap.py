@@ -99,7 +99,13 @@ def test_one_run_per_merchant_and_market(tmp_path: Path) -> None:
     warehouse = f"warehouse={tmp_path}"
     with boot(warehouse).run_lock():
         second = boot(f"warehouse=file://{tmp_path}").run_lock()
-        with pytest.raises(LockedError, match=r"locked by process \d+ .*\(abt in US\) since"), second:
+        with (
+            pytest.raises(
+                LockedError,
+                match=r"^abt in US is being run already: .* is locked by process \d+ .*\(abt in US\) since",
+            ),
+            second,
+        ):
             pass
         with boot(warehouse, market="DE").run_lock():
             pass
