@@ -43,6 +43,17 @@ class _JvmStderr(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
+    def isatty(self) -> bool:
+        """Whether spark-submit's stderr is a terminal; where nothing tells, it is taken for none."""
+        try:
+            handle = os.open(f"/proc/{os.getppid()}/fd/2", os.O_WRONLY | os.O_NOCTTY)
+        except OSError:
+            return False
+        try:
+            return os.isatty(handle)
+        finally:
+            os.close(handle)
+
     def write(self, text: str) -> int:
         if self._usable:
             self._usable = False  # meanwhile: py4j logs its own troubles, to this very stream
