@@ -35,7 +35,7 @@ from featurekit_spark.plan import (
 from featurekit_spark.results import Counts, Origin, Result, from_entry
 from featurekit_spark.values import typed_column
 
-__all__ = ["Engine", "Execution", "Job", "Progress"]
+__all__ = ["Check", "Engine", "Execution", "Job", "Progress", "group_trace", "plan_hash", "scan_of"]
 
 Key = tuple[Any, ...]
 Progress = Callable[[str, int, int], None]
@@ -74,7 +74,7 @@ class Engine(Protocol):
 
 
 @dataclass
-class _Check:
+class Check:
     """Traces of one target: what its keys read now, and which of them are proven."""
 
     trace: TargetTrace
@@ -106,7 +106,7 @@ class Execution:
         )
         self.members: dict[str, list[Key]] = {}
         self.todo: dict[str, list[Key]] = {}
-        self.checks: dict[str, _Check] = {}
+        self.checks: dict[str, Check] = {}
         self.regather = True
         self.seconds: dict[str, float] = {}
 
@@ -300,7 +300,7 @@ class Execution:
     def _check(self, traces: Iterable[TargetTrace]) -> None:
         for trace in traces:
             members = self.members[trace.keyset.name]
-            check = _Check(trace, plan_hash(trace, self.graph, self.job.bindings))
+            check = Check(trace, plan_hash(trace, self.graph, self.job.bindings))
             check.group = group_trace(trace, self._tree, self._group_source)
             columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
             for i, key in enumerate(members):
@@ -325,7 +325,7 @@ class Execution:
                 for builder, key, result in check.gathered:
                     self.evaluator.give(builder, {key: result})
 
-    def _same_group(self, check: _Check) -> bool:
+    def _same_group(self, check: Check) -> bool:
         """Whether what was gathered last time still stands; if so, `check.gathered` is what came of it."""
         row = check.stored_group
         if (
@@ -345,7 +345,7 @@ class Execution:
             check.gathered.append((self.graph[name], tuple(json.loads(text)), result))
         return True
 
-    def _holds(self, row: dict[str, Any], check: _Check, key: Key, alive: set[str]) -> bool:
+    def _holds(self, row: dict[str, Any], check: Check, key: Key, alive: set[str]) -> bool:
         return (
             row["status"] == "ok"
             and row["plan_hash"] == check.plan_hash
@@ -421,7 +421,7 @@ class Execution:
         if rows:
             self.job.cache.append(None, pa.Table.from_pylist(rows, schema=TRACE_SCHEMA))
 
-    def _gathered(self, check: _Check) -> dict[str, Any]:
+    def _gathered(self, check: Check) -> dict[str, Any]:
         """What the group's row says of the gathers below a target: their entries, and until when they stand.
 
         Its status is error, so that the next run gathers again, where a member or a gather failed.

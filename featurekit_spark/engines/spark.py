@@ -7,7 +7,6 @@ action, so nothing is evaluated twice.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -17,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark import errors
 from featurekit_spark.builder import FeatureBuilder, keys_of
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import as_table, local_builders, stage_candidates
-from featurekit_spark.engines.tasks import ChunkTask, StageWork, framed, opened
-from featurekit_spark.errors import ContextError, FeaturekitError
+from featurekit_spark.engines.tasks import ChunkTask, StageWork, framed, opened, raised
+from featurekit_spark.errors import ContextError
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Execution, Job, scan_of
 from featurekit_spark.fingerprint import key_json
@@ -122,15 +120,15 @@ class SparkEngine:
         answers = frame.mapInArrow(ChunkTask(work), "rows binary, failure string").toArrow()
         for failure in answers["failure"].to_pylist():
             if failure is not None:
-                raise _raised(failure)
+                raise raised(failure)
         rows = pa.concat_tables([opened(part.as_py()) for part in answers["rows"]])
-        self._take(stage, rows, evaluator, job)
+        self.take(stage, rows, evaluator, job)
         job.progress(stage.label, len(keys), len(keys))
 
     def scan(self, scan: Any) -> pa.Table:
         return self._local.scan(scan)
 
-    def _take(self, stage: KeyedStage, rows: pa.Table, evaluator: Evaluator, job: Job) -> None:
+    def take(self, stage: KeyedStage, rows: pa.Table, evaluator: Evaluator, job: Job) -> None:
         """Commit a stage's rows in one append, count them, and remember what later stages read."""
         inline = pa.array([b.name for b, _ in job.bindings.items() if b.inline], pa.string())
         by_hand = {b.name for b, _ in job.bindings.items() if b.is_dynamic()}
@@ -242,13 +240,6 @@ def counted(rows: pa.Table, *, paid: bool) -> Counts:
         usd=usd,
         seconds=pc.sum(built["seconds"]).as_py() or 0.0,
     )
-
-
-def _raised(failure: str) -> FeaturekitError:
-    name, message = json.loads(failure)
-    kind = getattr(errors, name, FeaturekitError)
-    error: FeaturekitError = kind(message)
-    return error
 
 
 def _is_new(stage: KeyedStage, key: Key, evaluator: Evaluator) -> bool:

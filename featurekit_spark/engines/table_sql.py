@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from featurekit_spark import errors
-from featurekit_spark.engines.tasks import GIVEN_SCHEMA
+from featurekit_spark.engines.tasks import GIVEN_SCHEMA, ReadsTask
 from featurekit_spark.errors import FeaturekitError
 from featurekit_spark.results import ROW_SCHEMA
 
@@ -18,58 +18,91 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 __all__ = [
+    "FRESH",
     "GIVEN_DDL",
     "ROW_DDL",
+    "SPARK_TYPES",
     "as_rows",
-    "column_or",
+    "bare_struct",
+    "bucket_hashes",
     "ddl_of",
-    "read_as_array",
+    "entry_struct",
+    "literal",
     "row_struct",
+    "short_hash",
+    "text_reads",
     "translated",
     "union_all",
 ]
 
 
+FRESH = ("computed", "error", "upstream")
+"""Origins of results that a cache does not have yet."""
+
+
 def as_rows(rows: pa.Table) -> pa.Table:
-    """ROW_SCHEMA with the types that Spark or a candidate's table gave their columns."""
-    columns = [
-        rows[field.name].cast(field.type)
-        if field.name in rows.column_names
-        else pa.nulls(len(rows), field.type)
-        for field in ROW_SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=ROW_SCHEMA)
+    """ROW_SCHEMA with the types that Spark gave its columns."""
+    return rows.select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
 
 
-def read_as_array(read: Column) -> Column:
-    from pyspark.sql import functions as F
-
-    return F.array(read["source"], read["key"], read["hash"])
-
-
-def column_or(name: str, defaults: dict[str, Any], *, absent: bool = False) -> Column:
-    """A column, or its default where a row has none; `absent`: the frame has no such column."""
-    from pyspark.sql import functions as F
-
-    kind = SPARK_TYPES[name]
-    default = F.lit(defaults.get(name)).cast(kind)
-    return (default if absent else F.coalesce(F.col(name), default)).alias(name)
-
-
-def row_struct(*, cached: bool = False) -> str:
-    """SQL for a row as one struct of GIVEN_SCHEMA, from result rows or from cache entries."""
+def row_struct(**constants: str | None) -> str:
+    """SQL for a row as one struct of GIVEN_SCHEMA; `constants` in place of columns, None for null."""
+    constants = {"cached": "false", "last_reads": None, **constants}
     parts = []
     for field in GIVEN_SCHEMA:
-        kind = SPARK_TYPES[field.name]
-        if field.name == "cached":
-            parts.append(f"{str(cached).lower()} AS cached")
-        elif field.name == "last_reads" or (cached and field.name in ("origin", "until", "reads")):
-            parts.append(f"CAST(NULL AS {kind}) AS `{field.name}`")
-        elif cached and field.name == "current":
-            parts.append("true AS `current`")
-        else:
-            parts.append(f"`{field.name}`")
-    return f"struct({', '.join(parts)})"
+        sql = constants.get(field.name, f"`{field.name}`") or "NULL"
+        parts.append(f"CAST({sql} AS {SPARK_TYPES[field.name]}) AS `{field.name}`")
+    return f"struct({', '.join(parts)}) AS row"
+
+
+def entry_struct() -> str:
+    """`row_struct` of a cache entry beside `now`, the id and the reads of its key's current entry."""
+    return row_struct(
+        cached="true",
+        current="entry_id = now.entry_id",
+        last_reads="IF(entry_id = now.entry_id, now.reads, NULL)",
+        origin=None,
+        until=None,
+        reads=None,
+    )
+
+
+def bare_struct(builder: str) -> str:
+    """`row_struct` of a key alone; `builder` says what it stands for."""
+    nothing = {field.name: None for field in GIVEN_SCHEMA if field.name not in ("key", "cached")}
+    return row_struct(**{**nothing, "builder": literal(builder), "origin": "'hit'"})
+
+
+def literal(text: str) -> str:
+    """Text as SQL, whatever quotes it has."""
+    return "unhex('" + text.encode().hex() + "')"
+
+
+def text_reads(frame: DataFrame, *, empty: str | None) -> DataFrame:
+    """The column `reads` as JSON text, as the driver writes it; `empty` where there are none."""
+    kinds = {field.name: field.dataType.simpleString() for field in frame.schema} | {"reads": "string"}
+    ddl = ", ".join(f"`{name}` {kind}" for name, kind in kinds.items())
+    return frame.mapInArrow(ReadsTask(empty), ddl)
+
+
+def short_hash(image: Column) -> Column:
+    """The first 16 bytes of sha256 as hex: what `fingerprint` makes of the same text."""
+    from pyspark.sql import functions as F
+
+    return F.substring(F.sha2(image, 256), 1, 32)
+
+
+def bucket_hashes(members: DataFrame, columns: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """For each column of hashes beside `key` the (bucket, digest) pairs of `fingerprint.group_hash`, in one job."""
+    from pyspark.sql import functions as F
+
+    def digest(column: str) -> Column:
+        pairs = F.collect_list(F.concat("key", F.lit("="), column))
+        return short_hash(F.concat_ws(",", F.sort_array(pairs))).alias(column)
+
+    bucket = F.substring(F.sha2("key", 256), 1, 2).alias("bucket")
+    rows = members.groupBy(bucket).agg(*map(digest, columns)).collect()
+    return [[(row["bucket"], row[column]) for row in rows] for column in columns]
 
 
 def union_all(frames: Sequence[DataFrame]) -> DataFrame:
@@ -110,8 +143,8 @@ def translated() -> Iterator[None]:
     except FeaturekitError:
         raise
     except Exception as error:
-        found = re.search(r"featurekit_spark\.errors\.(\w+): (.*)", str(error))
-        kind = getattr(errors, found[1], None) if found else None
-        if found is None or kind is None:
+        found = re.findall(r"^featurekit_spark\.errors\.(\w+): (.*)", str(error), re.MULTILINE)
+        if not found:
             raise
-        raise kind(found[2].strip()) from error
+        name, message = found[-1]  # the outermost: others are what it was raised from
+        raise getattr(errors, name)(message.strip()) from error

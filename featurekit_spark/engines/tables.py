@@ -1,66 +1,30 @@
 """A run whose keys and results stay in Spark and Delta: for catalogs too large to pass through the driver.
 
-The same plan, the same evaluator inside the same UDFs; between stages everything is a table. A stage's rows are
-written once (one action, so nothing with a price is evaluated twice), its entries appended from there, and the next
-stage reads them. Only counts, group-level results and the digests of a group's buckets reach the driver.
+The same plan, the same evaluator inside the same UDFs; between stages everything is a table. Owns what is proven, what
+is answered and which traces are written; only counts and the digests of a group's buckets reach the driver.
 """
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import reduce
+from operator import and_, or_
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from featurekit_spark.builder import Dep, Each, FeatureBuilder, KeySet, as_dep, keys_of
+from featurekit_spark.builder import Dep, FeatureBuilder, KeySet
 from featurekit_spark.cache.base import TraceRow
-from featurekit_spark.cache.delta import DeltaCache
-from featurekit_spark.engines.lookup import as_table, local_builders
-from featurekit_spark.engines.spark import SparkEngine, counted, travelling
-from featurekit_spark.engines.table_sql import (
-    GIVEN_DDL,
-    ROW_DDL,
-    as_rows,
-    column_or,
-    ddl_of,
-    read_as_array,
-    row_struct,
-    translated,
-    union_all,
-)
-from featurekit_spark.engines.tasks import (
-    ColumnTask,
-    DecodeTask,
-    GatherTask,
-    LinkTask,
-    SourceTask,
-    StageWork,
-    made_rows,
-)
-from featurekit_spark.errors import DataError, UsageError
-from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Job, group_trace, plan_hash, scan_of
-from featurekit_spark.fingerprint import GROUP_BUCKETS, bucket_digests, digest, key_json
+from featurekit_spark.controller import commit
+from featurekit_spark.engines.spark import SparkEngine
+from featurekit_spark.engines.table_sql import bucket_hashes, ddl_of, short_hash, text_reads, translated
+from featurekit_spark.engines.table_stages import TableStages, members_of
+from featurekit_spark.engines.tasks import DecodeTask
+from featurekit_spark.errors import UsageError
+from featurekit_spark.execute import Check, Job, group_trace, plan_hash
+from featurekit_spark.fingerprint import bucket_digests, digest, group_hash, key_json
 from featurekit_spark.graph import Graph
-from featurekit_spark.locks import table_lock
-from featurekit_spark.plan import (
-    CheckTraces,
-    GatherStage,
-    KeyedStage,
-    Plan,
-    ReadKeys,
-    ReadSource,
-    Space,
-    TargetTrace,
-)
-from featurekit_spark.results import ROW_SCHEMA, Counts, from_entry, new_entries, results_by_key, to_given
-from featurekit_spark.values import NULL_HASH
+from featurekit_spark.plan import KeyedStage, Plan, ReadKeys, Space, TargetTrace
+from featurekit_spark.results import Counts, Result
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -69,77 +33,58 @@ __all__ = ["TableExecution"]
 
 Key = tuple[Any, ...]
 Builder = type[FeatureBuilder[Any]]
-_FRESH = ("computed", "error", "upstream")
+# What makes a stored trace another one.
+_TARGET_COLUMNS = ("plan_hash", "keyed_trace", "reads", "valid_until", "status", "entry_id", "value_hash")
+_GROUP_COLUMNS = ("plan_hash", "group_trace", "reads", "valid_until", "status")
 
 
-class TableExecution:
-    """One run of one group, table by table; the same face as `execute.Execution`."""
+class TableExecution(TableStages):
+    """One run of one group, table by table; the same face as `Execution`, with DataFrames for tables."""
 
     def __init__(self, plan: Plan, graph: Graph, job: Job, engine: SparkEngine, *, group: Key) -> None:
-        if not isinstance(job.cache, DeltaCache):
-            raise UsageError(
-                "this catalog is too large to pass through the driver (engine.collect_mb), and only a DeltaCache can "
-                f"keep its results; found a {type(job.cache).__name__}"
-            )
-        self.plan, self.graph, self.job, self.engine, self.group = plan, graph, job, engine, group
-        self.cache: DeltaCache = job.cache
-        self.spark = engine.session
-        self.staging = f"{self.cache.path}/staging/{job.run_id}"
-        self.seconds: dict[str, float] = {}
-        self.done: dict[str, Counts] = {}
-        self.unchanged = False
-        self.keys = 0
-        self.regather = True
-        self._members: dict[str, DataFrame] = {}
-        self._todo: dict[str, DataFrame] = {}
-        self._rows: dict[tuple[str, Space], DataFrame] = {}
-        self._links: dict[Space, DataFrame] = {}
-        self._shared: dict[str, pa.Table] = {}
-        self._proven: dict[str, DataFrame] = {}
-        self._checks: dict[str, tuple[TargetTrace, str, DataFrame, str, bool]] = {}
-        self._proven_count: dict[str, int] = {}
-        self._incomplete: set[str] = set()
-        self._number = 0
-        self.evaluator = Evaluator(
-            job.bindings, job.context, job.cache, now=job.now, batch_rows=job.batch_rows
-        )
+        super().__init__(plan, graph, job, engine, group=group)
+        self._checked: dict[str, DataFrame] = {}
+        self._proven: dict[str, int] = {}
+        self._trees: dict[tuple[str, str], str] = {}
+        self._kept_frames: dict[str, DataFrame] = {}
 
     def run(self) -> None:
         """Carry out every stage, then write the traces."""
-        with translated():
-            for stage in self.plan.stages:
-                start = time.perf_counter()
-                self._run(stage)
-                self.seconds[stage.label] = self.seconds.get(stage.label, 0.0) + time.perf_counter() - start
-            self._write_traces()
+        try:
+            with translated():
+                super().run()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Remove what the run kept between its stages. Answers can be read until then."""
-        if "://" not in self.staging:
-            shutil.rmtree(self.staging, ignore_errors=True)
-        else:
-            from pyarrow import fs
-
-            filesystem, path = fs.FileSystem.from_uri(self.staging)
-            filesystem.delete_dir(path)
+        self.store.close()
 
     def counts(self) -> dict[str, Counts]:
         """Per builder, in build order; a target's proven keys are its hits."""
-        counts = {
-            builder.name: Counts(**vars(self.done.get(builder.name, Counts()))) for builder in self.graph
-        }
-        for name, proven in self._proven_count.items():
+        counts = {b.name: Counts(**vars(self.evaluator.done.get(b.name, Counts()))) for b in self.graph}
+        for name, proven in self._proven.items():
             counts[name].hit += proven
         return counts
+
+    @property
+    def keys(self) -> int:
+        """How many keys the first target has."""
+        return self.sizes[next(iter(self.checks.values())).trace.keyset.name]
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every key of every target was proven unchanged."""
+        return not self._wanted() and all(check.same_group for check in self.checks.values())
 
     def errors(self, targets: Sequence[str]) -> dict[str, str]:
         """The first failures of the targets' keys, by key as JSON."""
         found: dict[str, str] = {}
         for name in targets:
-            rows = self._target_rows(name)
-            if rows is not None:
-                failed = rows.where("error IS NOT NULL").select("key", "error").limit(100).collect()
-                found |= {row["key"]: row["error"] for row in failed}
+            if self._failures(name):
+                failed = self._target_rows(name).where("error IS NOT NULL").select("key", "error")
+                found |= {row["key"]: row["error"] for row in failed.limit(100).collect()}
         return found
 
     def fingerprint(self, targets: Sequence[str]) -> str:
@@ -147,570 +92,276 @@ class TableExecution:
         parts = []
         for name in targets:
             answers = self._answers(name).selectExpr("key", "coalesce(value_hash, '') AS hash")
-            parts += [name, self._tree(answers)]
+            parts += [name, bucket_digests(bucket_hashes(answers, ["hash"])[0])]
         return digest("published", *parts)
 
     def kept(self, targets: Sequence[str]) -> int:
         """How many failed keys keep the answer that they had before."""
-        return sum(self._kept(name).count() for name in targets)
+        return sum(self._kept_rows(name).count() for name in targets if self._failures(name))
 
-    def table(self, target: str) -> DataFrame:
+    def results_of(self, target: str) -> dict[Key, Result]:
+        """Refused: results stay in Spark."""
+        raise UsageError("these results are too large for the driver; read them with table(), a DataFrame")
+
+    def table(self, target: str) -> Any:
         """`answers`, with the earlier answer of a failed key."""
         return self.answers(target)
 
-    def answers(self, target: str) -> DataFrame:
-        """A target's answers, typed: its key fields, value, ts, value_hash. A failed key has its earlier answer."""
-        bound = self.job.bindings[self.graph[target]]
+    def answers(self, target: str) -> Any:
+        """As `Execution.answers`, but a DataFrame in no particular order."""
+        from pyspark.sql import functions as F
+
+        bound, answers = self.job.bindings[self.graph[target]], self._answers(target)
+        if self._proven[target]:
+            entries = self.store.by_id(target).withColumnsRenamed({"value": "proven", "ts": "since"})
+            answers = answers.join(entries, "entry_id", "left").select(
+                "key",
+                F.coalesce("value", "proven").alias("value"),
+                F.coalesce("since", "ts").alias("ts"),
+                "value_hash",
+            )
         ddl = ", ".join(f"`{name}` string" for name in bound.key)
         ddl += f", value {ddl_of(bound.type.arrow)}, ts timestamp, value_hash string"
-        return self._answers(target).mapInArrow(DecodeTask(bound.key, bound.type), ddl)
+        return answers.mapInArrow(DecodeTask(bound.key, bound.type), ddl)
 
-    def stored(self, frame: DataFrame, label: str) -> DataFrame:
+    def stored(self, rows: Any, label: str) -> Any:
         """A frame written down and read back, so that it is computed once however often it is looked at."""
-        return self._save(frame, label)
-
-    def _run(self, stage: Any) -> None:
-        match stage:
-            case ReadKeys(keyset):
-                self._read_keys(keyset)
-            case ReadSource(source, space):
-                self._read_source(source, space)
-            case CheckTraces(traces):
-                self._check(traces)
-            case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
-                pass
-            case KeyedStage() if not self.unchanged:
-                self._run_keyed(stage)
-            case GatherStage() if not self.unchanged:
-                self._run_gather(stage)
-
-    def _read_keys(self, keyset: type[KeySet]) -> None:
-        frame = self._scan(keyset)
-        if frame is None:
-            raise UsageError(f"{keyset.name} offers no scan, so its members cannot be read by Spark")
-        members = self._save(self._key_frame(frame), "members")
-        count, distinct = members.count(), members.distinct().count()
-        if count != distinct:
-            raise DataError(
-                f"{keyset.name} lists {count - distinct} members twice; a key set yields each key once"
-            )
-        self._members[keyset.name] = members
-        self.keys = max(self.keys, count)
-
-    def _read_source(self, source: Builder, space: Space) -> None:
-        from pyspark.sql import functions as F
-
-        members = self._members[space.label.removeprefix("of ")]
-        frame = self._scan(source)
-        if frame is None:
-            self._todo.setdefault(space.label.removeprefix("of "), members)
-            self._run_keyed(KeyedStage(space, (source,), (), False, frozenset({"gather"})))
-            return
-        work = self._work((source,), source.key)
-        read = frame.mapInArrow(SourceTask(work, self.group), ROW_DDL)
-        missing = {
-            "builder": source.name,
-            "config_hash": self.job.bindings[source].config_hash,
-            "value_hash": NULL_HASH,
-            "status": "ok",
-            "origin": "empty",
-            "current": True,
-        }
-        rows = members.join(read, "key", "left")
-        if self.cache.has(source.name):  # what was read before and is read again is a hit
-            have = self._entries(source).where("status = 'ok'").select("entry_id", F.lit(True).alias("there"))
-            rows = rows.join(have.dropDuplicates(["entry_id"]), "entry_id", "left")
-            rows = rows.withColumn("origin", F.when(F.col("there"), "hit").otherwise(F.col("origin")))
-        rows = rows.select(*(column_or(name, missing) for name in ROW_SCHEMA.names))
-        self._keep(source, space, self._commit(self._save(rows, source.name)))
-
-    def _scan(self, source: Builder) -> DataFrame | None:
-        scan = scan_of(source, self.job, self.plan.group_fields, self.group)
-        return None if scan is None else scan.to_spark(self.spark)
-
-    def _key_frame(self, members: DataFrame) -> DataFrame:
-        group = self.group
-
-        def keys(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for batch in batches:
-                texts = [key_json((*group, member)) for member in batch.column(0).to_pylist()]
-                yield pa.record_batch({"key": pa.array(texts, pa.string())})
-
-        return members.mapInArrow(keys, "key string")
-
-    def _check(self, traces: Sequence[TargetTrace]) -> None:
-        from pyspark.sql import functions as F
-
-        todo: dict[str, DataFrame] = {}
-        for trace in traces:
-            members, name = self._members[trace.keyset.name], trace.target.name
-            hashed = self._with_hashes(trace.keyset, trace.keyed, "keyed")
-            joined = F.concat_ws(",", *(F.col(f"keyed{i}") for i in range(len(trace.keyed))))
-            image = F.concat(F.lit("inputs\n"), joined, F.lit("\n"))
-            keyed = self._save(
-                hashed.select("key", F.substring(F.sha2(image, 256), 1, 32).alias("keyed_trace")), name
-            )
-            found = group_trace(trace, self._tree_of, self._group_source)
-            plan = plan_hash(trace, self.graph, self.job.bindings)
-            same = self._same_group(trace, plan, found)
-            self._checks[name] = (trace, plan, keyed, found, same)
-            # A key set's long list of members is no entry here; the group's trace tells whether it was read before.
-            self.done[trace.keyset.name] = Counts(hit=1) if same else Counts(computed=1)
-            proven = self._prove(trace, plan, keyed) if trace.provable and same else keyed.limit(0)
-            self._proven[name] = self._save(proven.select("key"), f"{name}-proven")
-            self._proven_count[name] = self._proven[name].count()
-            left = members.join(self._proven[name], "key", "left_anti")
-            before = todo.get(trace.keyset.name)
-            todo[trace.keyset.name] = left if before is None else before.union(left).distinct()
-        self._todo = {name: self._save(frame, "todo") for name, frame in todo.items()}
-        self.regather = any(not same for *_, same in self._checks.values())
-        self.unchanged = not self.regather and not any(frame.count() for frame in self._todo.values())
-
-    def _prove(self, trace: TargetTrace, plan: str, keyed: DataFrame) -> DataFrame:
-        from pyspark.sql import functions as F
-
-        now = F.lit(self.job.now)
-        alive = self._entries(trace.target).where("status = 'ok'").select("entry_id").distinct()
-        rows = (
-            self._stored(trace.target.name)
-            .where(F.col("plan_hash") == plan)
-            .where("status = 'ok' AND reads IS NULL")
-        )
-        rows = rows.where(F.col("valid_until").isNull() | (F.col("valid_until") > now))
-        matching = keyed.join(rows, ["key", "keyed_trace"], "inner")
-        null_value = matching.where("entry_id IS NULL").select("key")
-        return null_value.union(matching.join(alive, "entry_id", "left_semi").select("key"))
-
-    def _stored(self, target: str) -> DataFrame:
-        """The newest target row per key."""
-        from pyspark.sql import functions as F
-
-        columns = ["plan_hash", "keyed_trace", "reads", "valid_until", "status", "entry_id", "value_hash"]
-        rows = self._table("traces").where((F.col("builder") == target) & (F.col("kind") == "target"))
-        rows = rows.where(F.col("group") == key_json(self.group))
-        newest = rows.groupBy("key").agg(F.max_by(F.struct(*columns), "recorded").alias("row"))
-        return newest.select("key", "row.*")
-
-    def _tree_of(self, keyset: type[KeySet], source: Builder | None) -> str:
-        members = self._members[keyset.name]
-        if source is None:
-            return self._tree(members.selectExpr("key", "'' AS hash"))
-        return self._tree(self._with_hashes(keyset, (source,), "h").selectExpr("key", "h0 AS hash"))
-
-    def _group_source(self, source: Builder) -> str:
-        return self.evaluator.resolve(source, [self._group_key(source)])[0].value_hash or "error"
-
-    def _group_key(self, builder: Builder) -> Key:
-        return keys_of(self.plan.group_fields, self.group, builder.key)
-
-    def _same_group(self, trace: TargetTrace, plan: str, found: str) -> bool:
-        """Whether what was gathered last time still stands; if so, its results are shared with the stages."""
-        row = self.cache.group_row(trace.target.name, key_json(self.group))
-        if row is None or row.status != "ok" or (row.group_trace, row.plan_hash) != (found, plan):
-            return False
-        if row.valid_until is not None and self.job.now >= row.valid_until:
-            return False
-        for name, text, identity in json.loads(row.reads or "[]"):
-            entry = self.cache.by_id(name, [identity]).get(identity)
-            if entry is None:
-                return False
-            kind = self.job.bindings[self.graph[name]].type
-            self._shared[name] = to_given(name, [(text, from_entry(entry, kind, until=row.valid_until))])
-        return True
-
-    def _with_hashes(self, keyset: type[KeySet], sources: Sequence[Builder], prefix: str) -> DataFrame:
-        from pyspark.sql import functions as F
-
-        frame = self._members[keyset.name]
-        for i, source in enumerate(sources):
-            if source.key == keyset.member_key():
-                space = Space("members", keyset.member_key(), f"of {keyset.name}")
-                rows = self._rows[source.name, space]
-                column = rows.selectExpr("key", f"coalesce(value_hash, 'error') AS {prefix}{i}")
-                frame = frame.join(column, "key", "left")
-            elif set(source.key) <= set(keyset.key):
-                frame = frame.withColumn(f"{prefix}{i}", F.lit(self._group_source(source)))
-            else:
-                raise UsageError(
-                    f"{source.name} has the key {source.key!r}, a part of {keyset.member_key()!r}; for a catalog of "
-                    "this size give it the whole key, or the group's"
-                )
-        return frame
-
-    def _tree(self, pairs: DataFrame) -> str:
-        """`fingerprint.group_hash` over (key, hash), its buckets computed by Spark."""
-        from pyspark.sql import functions as F
-
-        bucket = F.substring(F.sha2("key", 256), 1, 2).alias("bucket")
-        members = pairs.select(bucket, F.concat("key", F.lit("="), "hash").alias("member"))
-        image = F.concat_ws(",", F.sort_array(F.collect_list("member")))
-        digests = members.groupBy("bucket").agg(F.substring(F.sha2(image, 256), 1, 32).alias("digest"))
-        return bucket_digests(
-            (row["bucket"], row["digest"]) for row in digests.limit(GROUP_BUCKETS).collect()
-        )
-
-    def _run_keyed(self, stage: KeyedStage) -> None:
-        everyone = self.regather and "gather" in stage.feeds
-        keys = self._keys(stage.space, everyone=everyone)
-        work = self._work(stage.builders, stage.space.key, stage)
-        parts = [self._given(builder, stage) for builder in stage.builders]
-        given = [frame for found in parts for frame in found] + self._cached(stage)
-        rows = self._with_given(keys, given).mapInArrow(ColumnTask(work), ROW_DDL)
-        saved = self._commit(self._save(rows, stage.label))
-        for builder in stage.builders:
-            self._keep(builder, stage.space, saved)
-        self.job.progress(stage.label, 1, 1)
-
-    def _run_gather(self, stage: GatherStage) -> None:
-        builder, bound = stage.builder, self.job.bindings[stage.builder]
-        gathers = [dep for dep in bound.deps if dep.keyset is not None]
-        if gathers and not self.regather:
-            return  # shared by the check
-        if gathers:
-            rows = self._gathered(builder, gathers)
-        else:
-            for name, known in self._shared.items():
-                self.evaluator.give(
-                    self.graph[name], results_by_key(known, self.job.bindings[self.graph[name]].type)
-                )
-            self.evaluator.resolve(builder, [self._group_key(builder)])
-            rows = made_rows(self.evaluator, self.job.bindings)
-        entries = new_entries(rows, self.job.run_id)
-        if len(entries):
-            self.cache.append(entries)
-        for name in rows["builder"].unique().to_pylist():
-            own = rows.filter(pc.equal(rows["builder"], name))
-            self.done.setdefault(name, Counts()).add(counted(own, paid=self.graph[name].paid))
-        self._share(builder, rows)
-
-    def _gathered(self, builder: Builder, gathers: Sequence[Dep]) -> pa.Table:
-        """The group-level builder's row, made by one task that sees all members."""
-        # Two gathers may read the same rows, and do over one key set: each once.
-        read_at: dict[tuple[str, Space], DataFrame] = {}
-        members: dict[str, DataFrame] = {}
-        for dep in gathers:
-            keyset = dep.keyset
-            assert keyset is not None  # chosen by the caller
-            space = Space("members", keyset.member_key(), f"of {keyset.name}")
-            for read, at in self._read_by(replace(dep, keyset=None), space):
-                read_at[read.name, at] = self._rows[read.name, at]
-            constant = {"builder": keyset.name, "origin": "hit"}
-            columns = [column_or(name, constant, absent=name != "key") for name in ROW_SCHEMA.names]
-            members[keyset.name] = self._members[keyset.name].select(*columns)
-        given = union_all([*read_at.values(), *members.values()])
-        if not given.where("error IS NOT NULL").isEmpty():
-            self._incomplete.add(
-                builder.name
-            )  # built without the members that failed; the next run gathers again
-        text = key_json(self._group_key(builder))
-        task = GatherTask(
-            self._work((builder,), self.plan.group_fields),
-            tuple({dep.keyset: None for dep in gathers if dep.keyset is not None}),
-            self.group,
-            as_table(self.cache.candidates(builder.name, self.job.bindings[builder].config_hash, [text])),
-        )
-        return as_rows(given.repartition(1).mapInArrow(task, ROW_DDL).toArrow())
-
-    def _share(self, builder: Builder, rows: pa.Table) -> None:
-        self._shared[builder.name] = rows.filter(pc.equal(rows["builder"], builder.name))
-
-    def _work(
-        self, builders: Sequence[Builder], fields: tuple[str, ...], stage: KeyedStage | None = None
-    ) -> StageWork:
-        stage = stage or KeyedStage(Space("group", fields, ""), tuple(builders), (), False, frozenset())
-        shared = tuple(
-            (builder, self._shared[builder.name]) for builder in stage.given if builder.name in self._shared
-        )
-        dynamic = any(builder.is_dynamic() for builder in builders)
-        return StageWork(
-            fields,
-            tuple(builders),
-            self.job.bindings,
-            travelling(stage, self.job),
-            shared,
-            self.job.now,
-            self.job.batch_rows,
-            self.cache if dynamic else None,
-        )
-
-    def _keys(self, space: Space, *, everyone: bool) -> DataFrame:
-        if space.kind == "members":
-            name = space.label.removeprefix("of ")
-            return self._members[name] if everyone else self._todo[name]
-        return self._link_frame(space, everyone=everyone).select("key").distinct()
-
-    def _link_frame(self, space: Space, *, everyone: bool) -> DataFrame:
-        """(reader, key): where the keys of a reached space come from."""
-        if space not in self._links:
-            origin, dep = space.origin, space.dep
-            assert origin is not None  # the planner sets both on a reached space
-            assert dep is not None
-            keys = self._keys(origin, everyone=everyone)
-            given = []
-            for _, source in dep.on_fields:
-                given += self._given_by(source.dep if isinstance(source, Each) else source, origin)
-            work = self._work((), origin.key)
-            frame = self._with_given(keys, given).mapInArrow(LinkTask(work, dep), "reader string, key string")
-            self._links[space] = self._save(frame, "links")
-        return self._links[space]
-
-    def _given(self, builder: Builder, stage: KeyedStage) -> list[DataFrame]:
-        frames = []
-        for dep in self.job.bindings[builder].deps:
-            if dep.keyset is None:
-                frames += self._given_by(dep, stage.space)
-        return frames
-
-    def _given_by(self, dep: Dep, space: Space) -> list[DataFrame]:
-        """(reader, row) for everything that keys of `space` read through `dep` and that an earlier stage made."""
-        frames = []
-        for builder, where in self._read_by(dep, space):
-            rows = self._rows[builder.name, where].selectExpr("key", f"{row_struct()} AS row")
-            if where == space:
-                frames.append(rows.withColumnRenamed("key", "reader"))
-            else:
-                frames.append(self._links[where].join(rows, "key").select("reader", "row"))
-        return frames
-
-    def _read_by(self, dep: Dep, space: Space) -> Iterator[tuple[Builder, Space]]:
-        dep = replace(dep, label=None)
-        for _, source in dep.on_fields:
-            yield from self._read_by(source.dep if isinstance(source, Each) else source, space)
-        reached = next((s for s in self._links if s.origin == space and s.dep == dep), None)
-        where = space if (dep.builder.name, space) in self._rows and not dep.on_fields else reached
-        if where is not None and (dep.builder.name, where) in self._rows:
-            yield dep.builder, where
-
-    def _cached(self, stage: KeyedStage) -> list[DataFrame]:
-        """(reader, row) of entries that the stage may find."""
-        frames = []
-        for builder in local_builders(stage, self.job):
-            bound = self.job.bindings[builder]
-            if builder.inline or builder.is_dynamic() or not self.cache.has(builder.name):
-                continue
-            entries = self._entries(builder).where(f"config_hash = '{bound.config_hash}' AND status = 'ok'")
-            entries = entries.dropDuplicates(["entry_id"])
-            rows = entries.selectExpr("key", f"{row_struct(cached=True)} AS row")
-            if builder.key == stage.space.key:
-                frames.append(rows.withColumnRenamed("key", "reader"))
-            else:
-                space = Space("reached", builder.key, "for look-up", stage.space, Dep(builder))
-                frames.append(
-                    self._link_frame(space, everyone=True).join(rows, "key").select("reader", "row")
-                )
-        return frames
-
-    def _with_given(self, keys: DataFrame, given: Sequence[DataFrame]) -> DataFrame:
-        from pyspark.sql import functions as F
-
-        if not given:
-            return keys.select("key", F.expr(f"CAST(array() AS array<struct<{GIVEN_DDL}>>) AS given"))
-        rows = (
-            union_all(given).groupBy(F.col("reader").alias("key")).agg(F.collect_list("row").alias("given"))
-        )
-        return keys.join(rows, "key", "left")
-
-    def _save(self, frame: DataFrame, label: str) -> DataFrame:
-        """Write a table once and read it back: the one action on it."""
-        self._number += 1
-        name = re.sub(r"[^A-Za-z0-9]+", "-", label)
-        path = f"{self.staging}/{self._number:03d}-{name}"
-        schema = frame.schema
-        frame.write.parquet(path)
-        return self.spark.read.schema(schema).parquet(path)
-
-    def _commit(self, rows: DataFrame) -> DataFrame:
-        """Append a stage's new entries in one commit, and count what it did."""
-        from pyspark.sql import functions as F
-
-        inline = [b.name for b, _ in self.job.bindings.items() if b.inline]
-        fresh = rows.where(
-            F.col("origin").isin(*_FRESH) & ~F.col("builder").isin(*inline) & F.col("entry_id").isNotNull()
-        )
-        names = [name for name in self.cache.entry_columns() if name not in ("run_id", "recorded")]
-        fresh = fresh.select(*names, F.lit(self.job.run_id).alias("run_id"))
-        self._append("entries", fresh)
-        again = rows.where("origin = 'hit' AND NOT current AND entry_id IS NOT NULL")
-        self._append(
-            "traces",
-            again.selectExpr(
-                "builder",
-                "'pointer' AS kind",
-                "'' AS `group`",
-                "key",
-                "config_hash",
-                "'ok' AS status",
-                "entry_id",
-            ),
-            optional=True,
-        )
-        stats = rows.groupBy("builder", "origin").agg(
-            F.count("*"), F.sum("seconds"), F.sum("tokens"), F.sum("usd"), F.count("usd")
-        )
-        paid = {b.name: b.paid for b, _ in self.job.bindings.items()}
-        for name, origin, number, seconds, tokens, usd, priced in stats.collect():
-            built = origin in ("computed", "error")
-            calls = number if built and paid.get(name) else 0  # a hand-written get reads what the graph lacks
-            self.done.setdefault(name, Counts()).add(
-                Counts(
-                    hit=number if origin == "hit" else 0,
-                    computed=number if origin == "computed" else 0,
-                    empty=number if origin == "empty" else 0,
-                    error=number if origin in ("error", "upstream") else 0,
-                    calls=calls,
-                    tokens=int(tokens or 0) if built else 0,
-                    usd=0.0 if not calls else float(usd or 0.0) if priced == number else None,
-                    seconds=float(seconds or 0.0) if built else 0.0,
-                )
-            )
-        return rows
-
-    def _append(self, name: str, frame: DataFrame, *, optional: bool = False) -> None:
-        from pyspark.sql import functions as F
-
-        if optional and frame.isEmpty():
-            return
-        self.cache.ensure(name)
-        target = self._table(name)
-        have = set(frame.columns)
-        stamps: dict[str, Column] = {
-            "recorded": F.lit(time.time_ns()),
-            "run_id": F.lit(self.job.run_id),
-            "ts": F.lit(self.job.now),
-            "epoch": F.lit(0).cast("bigint"),
-        }
-        columns = [
-            frame[f"`{field.name}`"]
-            if field.name in have
-            else stamps.get(field.name, F.lit(None)).cast(field.dataType).alias(field.name)
-            for field in target.schema
-        ]
-        with table_lock(self.cache.table_path(name)):
-            frame.select(*columns).write.format("delta").mode("append").save(self.cache.table_path(name))
-
-    def _keep(self, builder: Builder, space: Space, rows: DataFrame) -> None:
-        self._rows[builder.name, space] = rows.where(f"builder = '{builder.name}'")
-
-    def _target_rows(self, target: str) -> DataFrame | None:
-        trace = self._checks[target][0]
-        space = Space("members", trace.keyset.member_key(), f"of {trace.keyset.name}")
-        return self._rows.get((target, space))
-
-    def _kept(self, target: str) -> DataFrame:
-        """The current entries of keys that failed in this run."""
-        from pyspark.sql import functions as F
-
-        rows = self._target_rows(target)
-        entries = self._entries(self.graph[target]).where("status = 'ok'")
-        config = self.job.bindings[self.graph[target]].config_hash
-        entries = entries.where(F.col("config_hash") == config)
-        newest = entries.groupBy("key").agg(
-            F.max_by(F.struct("value", "ts", "value_hash"), "recorded").alias("row")
-        )
-        if rows is None:
-            return newest.select("key", "row.*").limit(0)
-        failed = rows.where("error IS NOT NULL").select("key")
-        return failed.join(newest, "key").select("key", "row.*")
+        return self.store.save(rows, label)
 
     def _answers(self, target: str) -> DataFrame:
-        """(key, value, ts, value_hash) of every member."""
-        trace, *_ = self._checks[target]
-        rows, columns = self._target_rows(target), ["key", "value", "ts", "value_hash"]
-        kept = self._kept(target)
-        answers = kept.select(*columns)
-        if rows is not None:
-            answers = answers.union(rows.join(kept.select("key"), "key", "left_anti").select(*columns))
-        stored = self._stored(target).join(self._proven[target], "key", "left_semi").select("key", "entry_id")
-        entries = self._entries(trace.target).dropDuplicates(["entry_id"]).select("entry_id", *columns[1:])
-        proven = stored.join(entries, "entry_id", "left").selectExpr(
-            "key", "value", "ts", f"coalesce(value_hash, '{NULL_HASH}') AS value_hash"
-        )
-        walked = answers.join(self._proven[target], "key", "left_anti")
-        return walked.union(proven)
-
-    def _write_traces(self) -> None:
+        """(key, entry_id, value, ts, value_hash) of every member; value is left out of what was proven."""
         from pyspark.sql import functions as F
 
-        for name, (trace, plan, keyed, found, same) in self._checks.items():
-            rows = self._target_rows(name)
-            if not trace.provable:
-                continue
-            bound = self.job.bindings[trace.target]
-            if rows is not None:
-                walked = (
-                    rows.join(self._proven[name], "key", "left_anti")
-                    .join(keyed, "key")
-                    .select(
-                        "key",
-                        "keyed_trace",
-                        F.lit(plan).alias("plan_hash"),
-                        F.col("until").alias("valid_until"),
-                        F.when(F.col("error").isNull(), "ok").otherwise("error").alias("status"),
-                        F.when(F.col("error").isNull(), F.col("entry_id")).alias("entry_id"),
-                        "value_hash",
-                        F.when(F.size("reads") > 0, F.to_json(F.transform("reads", read_as_array))).alias(
-                            "reads"
-                        ),
-                    )
-                )
-                stored = self._stored(name).select("key", F.struct("*").alias("old"))
-                same_names = [
-                    "plan_hash",
-                    "keyed_trace",
-                    "reads",
-                    "valid_until",
-                    "status",
-                    "entry_id",
-                    "value_hash",
-                ]
-                agrees = F.lit(True)
-                for column in same_names:
-                    agrees = agrees & F.col(column).eqNullSafe(F.col(f"old.{column}"))
-                changed = (
-                    walked.join(stored, "key", "left").where(F.col("old").isNull() | ~agrees).drop("old")
-                )
-                self._append(
-                    "traces",
-                    changed.select(
-                        "*",
-                        F.lit(name).alias("builder"),
-                        F.lit("target").alias("kind"),
-                        F.lit(key_json(self.group)).alias("group"),
-                        F.lit(bound.config_hash).alias("config_hash"),
-                    ),
-                )
-            if not same:
-                self.cache.append(None, [self._group_row(trace, plan, found)])
+        columns = ["key", "entry_id", "value", "ts", "value_hash"]
+        proof = self._proof(target)
+        checked = self._checked[self.checks[target].trace.keyset.name].select("key", proof)
+        proven = checked.where("proof IS NOT NULL").select(
+            "key", "proof.entry_id", "proof.ts", "proof.value_hash"
+        )
+        answers = proven.withColumn("value", F.lit(None).cast("binary")).select(*columns)
+        if not self._walked(target):
+            return answers
+        walked = checked.where("proof IS NULL").select("key").join(self._target_rows(target), "key")
+        if self._failures(target):
+            kept = self._kept_rows(target)
+            walked = walked.join(kept.select("key"), "key", "left_anti")
+            answers = answers.unionByName(kept.select(*columns))
+        # What was walked has its value here: no entry is to be looked up for it.
+        return answers.unionByName(walked.select(*columns).withColumn("entry_id", F.lit(None).cast("string")))
 
-    def _group_row(self, trace: TargetTrace, plan: str, found: str) -> TraceRow:
-        """What is gathered below a target; status error where a member or a gather failed."""
-        entries, until, whole = [], [], True
-        for builder in self.graph.needs_of(trace.target):
-            whole = whole and builder.name not in self._incomplete
-            if any(as_dep(dep).keyset is not None for dep in builder.deps) and builder.name in self._shared:
-                for row in self._shared[builder.name].to_pylist():
-                    whole = whole and row["error"] is None and row["entry_id"] is not None
-                    entries.append([builder.name, row["key"], row["entry_id"]])
-                    until += [row["until"]] if row["until"] is not None else []
-        group = key_json(self.group)
-        return TraceRow(
-            trace.target.name,
+    def _kept_rows(self, target: str) -> DataFrame:
+        """(key, value, ts, value_hash) of the current entries of keys that failed in this run."""
+        from pyspark.sql import functions as F
+
+        if target not in self._kept_frames:
+            failed = self._target_rows(target).where("error IS NOT NULL").select("key")
+            found = self.store.candidates(self.job.bindings[self.graph[target]], failed).where("row.current")
+            kept = found.select("key", "row.value", "row.ts", "row.value_hash")
+            kept = kept.withColumn("entry_id", F.lit(None).cast("string"))
+            self._kept_frames[target] = self.store.save(kept, "kept")
+        return self._kept_frames[target]
+
+    def _target_rows(self, target: str) -> DataFrame:
+        return self.inputs.rows[target, members_of(self.checks[target].trace.keyset)]
+
+    def _walked(self, target: str) -> bool:
+        return self._proven[target] < self.sizes[self.checks[target].trace.keyset.name]
+
+    def _failures(self, target: str) -> bool:
+        return self._walked(target) and self.evaluator.done.get(target, Counts()).error > 0
+
+    def _proof(self, target: str) -> Column:
+        from pyspark.sql import functions as F
+
+        return F.col(f"proof{list(self.checks).index(target)}").alias("proof")
+
+    # -- the check -------------------------------------------------------------------------------------------
+
+    def _check(self, traces: Iterable[TargetTrace]) -> None:
+        from pyspark.sql import functions as F
+
+        traces = tuple(traces)
+        for stage in self.plan.stages:
+            if isinstance(stage, ReadKeys):
+                gathered = [sources for trace in traces for k, sources in trace.gathered if k is stage.keyset]
+                self._hash_trees(stage.keyset, [source for sources in gathered for source in sources])
+                self._count_members(stage.keyset)
+        for trace in traces:
+            check = Check(trace, plan_hash(trace, self.graph, self.job.bindings))
+            check.group = group_trace(trace, self._tree, self._group_source)
+            stored = self.store.cache.group_row(trace.target.name, self._group_text())
+            check.stored_group = asdict(stored) if stored is not None else None
+            check.same_group = self._same_group(check)
+            self.checks[trace.target.name] = check
+        for keyset in dict.fromkeys(trace.keyset for trace in traces):
+            own = [check for check in self.checks.values() if check.trace.keyset is keyset]
+            frame = self.frames[keyset.name].select("key")
+            for check in own:
+                frame = self._with_proof(frame, check)
+            checked = self._checked[keyset.name] = self.store.save(frame, "checked")
+            names = [check.trace.target.name for check in own]
+            is_left = reduce(or_, (self._proof(name).isNull() for name in names))
+            counts = checked.agg(
+                F.count_if(is_left), *(F.count(self._proof(name)) for name in names)
+            ).collect()[0]
+            self.todo_frames[keyset.name] = checked.where(is_left).select("key")
+            self.todo_sizes[keyset.name] = counts[0]
+            self._proven |= dict(zip(names, counts[1:], strict=True))
+        commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
+        self.regather = self._wanted() and any(not check.same_group for check in self.checks.values())
+        if self._wanted() and not self.regather:
+            for check in self.checks.values():
+                for builder, key, result in check.gathered:
+                    self.evaluator.give(builder, {key: result})
+
+    def _with_proof(self, frame: DataFrame, check: Check) -> DataFrame:
+        """`frame` with what each key reads now, `keyed<i>`, and the stored trace that still holds, `proof<i>`."""
+        from pyspark.sql import functions as F
+
+        trace, at = check.trace, list(self.checks).index(check.trace.target.name)
+        sources = [f"source{i}" for i in range(len(trace.keyed))]
+        for source, column in zip(trace.keyed, sources, strict=True):
+            frame = self._with_hash(frame, source, trace.keyset, column)
+        image = F.concat(F.lit("inputs\n"), F.concat_ws(",", *sources), F.lit("\n"))
+        frame = frame.withColumn(f"keyed{at}", short_hash(image)).drop(*sources)
+        proof = F.struct("row.keyed_trace", "row.entry_id", "row.value_hash", "row.ts").alias(f"proof{at}")
+        if not (trace.provable and check.same_group):
+            kind = "struct<keyed_trace: string, entry_id: string, value_hash: string, ts: timestamp>"
+            return frame.withColumn(f"proof{at}", F.lit(None).cast(kind))
+        # A trace with reads reached by a value is not proven here: those sources would have to be asked first.
+        until = F.col("row.valid_until")
+        holds = (F.col("row.plan_hash") == check.plan_hash) & (F.col("row.status") == "ok")
+        holds &= F.col("row.reads").isNull() & (until.isNull() | (until > F.lit(self.job.now)))
+        stored = self.store.traces(trace.target.name, self._group_text()).where(holds)
+        alive = self.store.entries(trace.target.name).select(F.col("entry_id").alias("alive")).distinct()
+        stored = stored.join(alive, F.col("row.entry_id") == F.col("alive"), "left")
+        stored = stored.where("row.entry_id IS NULL OR alive IS NOT NULL").select("key", proof)
+        frame = frame.join(stored, "key", "left")
+        same = F.col(f"proof{at}.keyed_trace") == F.col(f"keyed{at}")
+        return frame.withColumn(f"proof{at}", F.when(same, F.col(f"proof{at}")))
+
+    def _with_hash(self, frame: DataFrame, source: Any, keyset: type[KeySet], column: str) -> DataFrame:
+        """`frame` with the value hash of a source at each member's key."""
+        from pyspark.sql import functions as F
+
+        space = members_of(keyset)
+        if set(source.key) <= set(self.plan.group_fields):
+            return frame.withColumn(column, F.lit(self._group_source(source)))
+        if source.key == space.key:
+            rows = self.inputs.rows[source.name, space]
+        else:  # a part of the member's key: read at the keys that members lead to
+            reached = Space("reached", source.key, f"by {source.name} from {space}", space, Dep(source))
+            links = self.inputs.link(reached, self.frames[keyset.name].select("key"))
+            if (source.name, reached) not in self.inputs.rows:
+                stage = KeyedStage(reached, (source,), (), False, frozenset({"target"}))
+                self._run_stage(stage, links.select("key").distinct())
+            rows = links.join(self.inputs.rows[source.name, reached], "key").drop("key")
+            rows = rows.withColumnRenamed("reader", "key")
+        hashes = rows.select("key", F.coalesce("value_hash", F.lit("error")).alias(column))
+        return frame.join(hashes, "key", "left")
+
+    def _hash_trees(self, keyset: type[KeySet], sources: Sequence[Builder]) -> None:
+        """`fingerprint.group_hash` over the members and over each source's values, in one job."""
+        from pyspark.sql import functions as F
+
+        frame, columns = self.frames[keyset.name].select("key", F.lit("").alias("hash0")), ["hash0"]
+        sources = list(dict.fromkeys(sources))
+        for source in sources:
+            columns.append(f"hash{len(columns)}")
+            frame = self._with_hash(frame, source, keyset, columns[-1])
+        names = ["", *(source.name for source in sources)]
+        for name, pairs in zip(names, bucket_hashes(frame, columns), strict=True):
+            self._trees[keyset.name, name] = bucket_digests(pairs)
+
+    def _tree(self, keyset: type[KeySet], source: Any) -> str:
+        return self._trees[keyset.name, "" if source is None else source.name]
+
+    def _count_members(self, keyset: type[KeySet]) -> None:
+        """A key set's long list of members is no entry here: a trace row says which lists were read before."""
+        if keyset.name in self.members:
+            return  # read on the driver, like any other feature
+        self._hash_trees(keyset, ())
+        tree, config_hash = self._tree(keyset, None), self.job.bindings[keyset].config_hash
+        known = self.store.cache.traces(keyset.name, self._group_text()).to_pylist()
+        if any((row["key"], row["config_hash"]) == (tree, config_hash) for row in known) or self._is_entry(
+            keyset
+        ):
+            counts = Counts(hit=1)
+        else:
+            counts, group = Counts(computed=1), self._group_text()
+            now, run_id = self.job.now, self.job.run_id
+            row = TraceRow(
+                keyset.name, "group", tree, config_hash, now, run_id, group=group, group_trace=tree
+            )
+            self.job.cache.append(None, [row])
+        self.evaluator.done.setdefault(keyset.name, Counts()).add(counts)
+
+    def _is_entry(self, keyset: type[KeySet]) -> bool:
+        """Whether a run through the driver, when the catalog was small, left these very members as an entry."""
+        bound, group = self.job.bindings[keyset], self._group_key(keyset.key)
+        for found in self.job.cache.candidates(keyset.name, bound.config_hash, [key_json(group)]):
+            members = bound.type.decode(found.entry.value) if found.entry.value is not None else []
+            if group_hash((key_json((*group, member)), "") for member in members) == self._tree(keyset, None):
+                return True
+        return False
+
+    # -- traces ----------------------------------------------------------------------------------------------
+
+    def _write_traces(self) -> None:
+        for name, check in self.checks.items():
+            if check.trace.provable:
+                if self._walked(name):
+                    self._write_targets(name, check)
+                if not check.same_group:
+                    self._write_group(name, check)
+
+    def _write_targets(self, name: str, check: Check) -> None:
+        """For every walked key what it read, where that differs from what is stored."""
+        from pyspark.sql import functions as F
+
+        keyed = F.col(f"keyed{list(self.checks).index(name)}").alias("keyed_trace")
+        checked = self._checked[check.trace.keyset.name]
+        walked = checked.where(self._proof(name).isNull()).select("key", keyed)
+        failed = F.col("error").isNotNull()
+        rows = walked.join(self._target_rows(name), "key").select(
+            "key",
+            "keyed_trace",
+            "value_hash",
+            "config_hash",
+            "reads",
+            F.col("until").alias("valid_until"),
+            F.when(failed, "error").otherwise("ok").alias("status"),
+            F.when(~failed, F.col("entry_id")).alias("entry_id"),
+        )
+        below = self.graph.needs_of(check.trace.target)
+        if self.job.bindings.value_sources or any(builder.is_dynamic() for builder in below):
+            rows = text_reads(rows, empty=None)
+        else:
+            rows = rows.withColumn("reads", F.lit(None).cast("string"))
+        constants = {
+            "builder": name,
+            "kind": "target",
+            "group": self._group_text(),
+            "plan_hash": check.plan_hash,
+        }
+        rows = rows.withColumns({column: F.lit(text) for column, text in constants.items()})
+        rows = rows.join(self.store.traces(name, self._group_text()), "key", "left")
+        same = reduce(and_, (F.col(c).eqNullSafe(F.col(f"row.{c}")) for c in _TARGET_COLUMNS))
+        self.store.append("traces", rows.where(F.col("row").isNull() | ~same).drop("row"))
+
+    def _write_group(self, name: str, check: Check) -> None:
+        group, stored = self._group_text(), check.stored_group
+        row = TraceRow(
+            name,
             "group",
             group,
-            self.job.bindings[trace.target].config_hash,
+            self.job.bindings[check.trace.target].config_hash,
             self.job.now,
             self.job.run_id,
             group=group,
-            plan_hash=plan,
-            group_trace=found,
-            reads=json.dumps(entries) if entries else None,
-            status="ok" if whole else "error",
-            valid_until=min(until, default=None),
+            plan_hash=check.plan_hash,
+            group_trace=check.group,
+            **self._gathered(check),
         )
-
-    def _entries(self, builder: Builder) -> DataFrame:
-        return self._table("entries").where(f"builder = '{builder.name}'")
-
-    def _table(self, name: str) -> DataFrame:
-        self.cache.ensure(name)
-        return self.spark.read.format("delta").load(self.cache.table_path(name))
+        if stored is None or any(getattr(row, column) != stored[column] for column in _GROUP_COLUMNS):
+            self.job.cache.append(None, [row])

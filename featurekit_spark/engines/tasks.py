@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_spark import errors
 from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, keys_of
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
@@ -32,11 +33,15 @@ __all__ = [
     "DecodeTask",
     "GatherTask",
     "LinkTask",
+    "MemberTask",
+    "ReadsTask",
     "SourceTask",
     "StageWork",
     "closed",
     "framed",
     "opened",
+    "raised",
+    "told",
 ]
 
 Key = tuple[Any, ...]
@@ -110,7 +115,7 @@ class ChunkTask:
                     keys, given, cached = unpacked(chunk.as_py())
                     rows = closed(self.work.resolve(_keys(keys["key"]), given, cached))
                 except FeaturekitError as error:
-                    failure = json.dumps([type(error).__name__, str(error)])
+                    failure = told(error)
                 yield pa.record_batch(
                     {"rows": pa.array([rows], pa.binary()), "failure": pa.array([failure], pa.string())}
                 )
@@ -118,13 +123,22 @@ class ChunkTask:
 
 @dataclass(frozen=True)
 class ColumnTask:
-    """For tables of any size: a row per key, what it is given as a list column; results out as rows."""
+    """For tables of any size: a row per key, what it is given as a list column; results out as rows.
+
+    An error of the run ends the partition with a row of no builder that tells of it: a task that raised would be
+    tried again, and would take what others paid for with it.
+    """
 
     work: StageWork
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for keys, given, cached in _split(batches, self.work.batch_rows):
-            yield from self.work.resolve(keys, given, cached).to_batches()
+        for keys, given, cached, _ in _split(batches, self.work.batch_rows):
+            try:
+                rows = self.work.resolve(keys, given, cached)
+            except FeaturekitError as error:
+                yield from _failure(error).to_batches()
+                return
+            yield from rows.to_batches()
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ class LinkTask:
     dep: Dep
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for keys, given, cached in _split(batches, self.work.batch_rows):
+        for keys, given, cached, _ in _split(batches, self.work.batch_rows):
             evaluator = self.work.evaluator(given, cached)
             readers, reached = [], []
             for key in keys:
@@ -148,47 +162,72 @@ class LinkTask:
 
 
 @dataclass(frozen=True)
-class SourceTask:
-    """A scan's (member, value) rows as results of a source."""
+class MemberTask:
+    """A key set's scanned members, each with its key."""
 
-    work: StageWork
     group: Key
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        source = self.work.builders[0]
         for batch in batches:
-            evaluator = self.work.evaluator(ROW_SCHEMA.empty_table(), CACHED_SCHEMA.empty_table())
-            keys = [(*self.group, member) for member in batch.column(0).to_pylist()]
-            evaluator.give_source(source, keys, batch.column(1).to_pylist())
+            members = batch.column(0)
+            keys = [key_json((*self.group, member)) for member in members.to_pylist()]
+            yield pa.RecordBatch.from_arrays([pa.array(keys, pa.string()), members], names=["key", "member"])
+
+
+@dataclass(frozen=True)
+class SourceTask:
+    """Keys with the values that a scan gave them, as results of a source."""
+
+    work: StageWork
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for keys, given, cached, batch in _split(batches, self.work.batch_rows):
+            evaluator = self.work.evaluator(given, cached)
+            evaluator.give_source(self.work.builders[0], keys, batch["value"].to_pylist())
             yield from made_rows(evaluator, self.work.bindings).to_batches()
 
 
 @dataclass(frozen=True)
 class GatherTask:
-    """A group-level builder over all rows of one partition: members (rows of the key set) and what they lead to."""
+    """Builders that gather, over the rows (GIVEN_SCHEMA) of one partition: members (rows of a key set), what they lead
+    to, entries that may be found, and the keys that are wanted (rows of no builder)."""
 
     work: StageWork
-    keysets: tuple[type[KeySet], ...]
-    group: Key
-    candidates: pa.Table
+    keysets: tuple[tuple[type[KeySet], Key], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         whole = list(batches)
         if not whole:  # an empty partition: the rows are in the one other
             return
-        rows = pa.Table.from_batches(whole).select(ROW_SCHEMA.names)
-        names = {keyset.name for keyset in self.keysets}
-        is_member = pc.is_in(rows["builder"], pa.array(sorted(names), pa.string()))
-        evaluator = self.work.evaluator(rows.filter(pc.invert(is_member)), self.candidates)
+        rows = pa.Table.from_batches(whole)
+        given, cached = _parted(rows)
+        names = pa.array(["", *(keyset.name for keyset, _ in self.keysets)])
+        evaluator = self.work.evaluator(given.filter(pc.invert(pc.is_in(given["builder"], names))), cached)
         evaluator.gather = "build"
-        for keyset in self.keysets:
-            own = rows.filter(pc.equal(rows["builder"], keyset.name))
-            members = sorted(key[-1] for key in _keys(own["key"]))
-            value = Result(Origin.HIT, "members", value=members)
-            evaluator.give(keyset, {self.group: value})
-        builder = self.work.builders[0]
-        evaluator.resolve(builder, [keys_of(self.work.fields, self.group, builder.key)])
+        for keyset, group in self.keysets:
+            own = _keys(given.filter(pc.equal(given["builder"], keyset.name))["key"])
+            members = sorted(key[-1] for key in own)
+            evaluator.give(keyset, {group: Result(Origin.HIT, "members", value=members)})
+        wanted = _keys(given.filter(pc.equal(given["builder"], ""))["key"])
+        for builder in self.work.builders:
+            evaluator.resolve(builder, [keys_of(self.work.fields, key, builder.key) for key in wanted])
         yield from made_rows(evaluator, self.work.bindings).to_batches()
+
+
+@dataclass(frozen=True)
+class ReadsTask:
+    """The column `reads` as JSON text; `empty` where there are none."""
+
+    empty: str | None
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            texts = [
+                json.dumps([list(read.values()) for read in reads]) if reads else self.empty
+                for reads in batch["reads"].to_pylist()
+            ]
+            at = batch.schema.get_field_index("reads")
+            yield batch.set_column(at, "reads", pa.array(texts, pa.string()))
 
 
 @dataclass(frozen=True)
@@ -217,20 +256,44 @@ def made_rows(evaluator: Evaluator, bindings: Bindings) -> pa.Table:
 
 def _split(
     batches: Iterable[pa.RecordBatch], batch_rows: int
-) -> Iterator[tuple[list[Key], pa.Table, pa.Table]]:
-    """(keys, given, cached) of at most `batch_rows` keys each."""
+) -> Iterator[tuple[list[Key], pa.Table, pa.Table, pa.RecordBatch]]:
+    """(keys, given, cached, the batch itself) of at most `batch_rows` keys each."""
     for whole in batches:
         for start in range(0, whole.num_rows, batch_rows):
             batch = whole.slice(start, batch_rows)
-            rows = pa.Table.from_struct_array(batch["given"].flatten())
-            # One row may be given to many keys of a batch; the evaluator wants it once.
-            is_cached = pc.fill_null(rows["cached"], False)
-            cached = rows.filter(is_cached)
-            columns = {name: cached[name] for name in CACHED_SCHEMA.names if name in cached.column_names}
-            for name in CACHED_SCHEMA.names:
-                columns.setdefault(name, pa.nulls(len(cached), CACHED_SCHEMA.field(name).type))
-            entries = pa.table({name: columns[name] for name in CACHED_SCHEMA.names}).cast(CACHED_SCHEMA)
-            yield _keys(batch["key"]), rows.filter(pc.invert(is_cached)).select(ROW_SCHEMA.names), entries
+            given, cached = _parted(pa.Table.from_struct_array(batch["given"].flatten()))
+            yield _keys(batch["key"]), given, cached, batch
+
+
+def _parted(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """GIVEN_SCHEMA rows as (results given, entries that may be found)."""
+    is_cached = pc.fill_null(rows["cached"], False)
+    cached = rows.filter(is_cached)
+    columns = [
+        cached[field.name].cast(field.type)
+        if field.name in cached.column_names
+        else pa.nulls(len(cached), field.type)
+        for field in CACHED_SCHEMA
+    ]
+    given = rows.filter(pc.invert(is_cached)).select(ROW_SCHEMA.names)
+    return given, pa.Table.from_arrays(columns, schema=CACHED_SCHEMA)
+
+
+def _failure(error: FeaturekitError) -> pa.Table:
+    row = {"builder": "", "key": "", "error": told(error)}
+    return pa.Table.from_pylist([row], schema=ROW_SCHEMA)
+
+
+def told(error: FeaturekitError) -> str:
+    """An error of the run as text, for `raised` on the driver."""
+    return json.dumps([type(error).__name__, str(error)])
+
+
+def raised(failure: str) -> FeaturekitError:
+    """The error that `told` told of."""
+    name, message = json.loads(failure)
+    error: FeaturekitError = getattr(errors, name, FeaturekitError)(message)
+    return error
 
 
 def _keys(column: Any) -> list[Key]:

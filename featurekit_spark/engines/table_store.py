@@ -1,0 +1,190 @@
+"""What the table mode keeps: its own tables between stages, and the cache's as Spark sees them.
+
+Owns how a frame is staged, which entries and traces count, and what a stage's rows add to the cache. Knows builders
+by name and binding only, no plan.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from featurekit_spark.builder import Bound
+from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA
+from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.engines.table_sql import FRESH, ddl_of, entry_struct, text_reads
+from featurekit_spark.engines.tasks import raised
+from featurekit_spark.execute import Job
+from featurekit_spark.locks import local_path, table_lock
+from featurekit_spark.results import Counts
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+__all__ = ["TableStore"]
+
+_SCHEMAS = {"entries": ENTRY_SCHEMA, "traces": TRACE_SCHEMA}
+
+
+class TableStore:
+    """Staged frames of one run, and the entries and traces of a DeltaCache as DataFrames."""
+
+    def __init__(self, spark: SparkSession, cache: DeltaCache, job: Job) -> None:
+        self.spark, self.cache, self.job = spark, cache, job
+        self.staging = f"{cache.path}/staging/{re.sub(r'[^A-Za-z0-9_-]', '_', job.run_id)}"
+        self._number = 0
+        self.close()  # what a killed run of this id left behind
+        # Frames are read for as long as the session can read them, whatever became of the run that made them.
+        weakref.finalize(spark, _remove, self.staging)
+
+    def save(self, frame: DataFrame, label: str) -> DataFrame:
+        """Write a frame once and read it back: the one action on it."""
+        self._number += 1
+        path = f"{self.staging}/{self._number:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', label)}"
+        frame.write.parquet(path)
+        return self.spark.read.schema(frame.schema).parquet(path)
+
+    def close(self) -> None:
+        """Remove what was saved."""
+        _remove(self.staging)
+
+    def entries(self, builder: str) -> DataFrame:
+        """All ok entries of a builder; an entry_id may be there more than once."""
+        from pyspark.sql import functions as F
+
+        return self._table("entries").where((F.col("builder") == builder) & (F.col("status") == "ok"))
+
+    def by_id(self, builder: str) -> DataFrame:
+        """(entry_id, value, ts) of a builder, the newest where an id is there more than once."""
+        from pyspark.sql import functions as F
+
+        newest = F.max_by(F.struct("value", "ts"), "recorded").alias("entry")
+        return self.entries(builder).groupBy("entry_id").agg(newest).select("entry_id", "entry.*")
+
+    def candidates(self, bound: Bound, keys: DataFrame) -> DataFrame:
+        """(key, row): every entry that `keys` may find, as structs of GIVEN_SCHEMA."""
+        from pyspark.sql import functions as F
+
+        keys = keys.select("key")
+        ours = (F.col("builder") == bound.name) & (F.col("config_hash") == bound.config_hash)
+        entries = (
+            self._table("entries").where(ours & (F.col("status") == "ok")).join(keys, "key", "left_semi")
+        )
+        pointing = (
+            ours & (F.col("kind") != "group") & (F.col("status") == "ok") & F.col("entry_id").isNotNull()
+        )
+        pointers = self._table("traces").where(pointing).join(keys, "key", "left_semi")
+        none = F.lit(None).cast("string").alias("reads")
+        marks = entries.select("key", "entry_id", none, "recorded", F.lit(0).alias("rank")).union(
+            pointers.select("key", "entry_id", "reads", "recorded", F.lit(1).alias("rank"))
+        )
+        now = F.max_by(F.struct("entry_id", "reads"), F.struct("recorded", "rank")).alias("now")
+        newest = F.max_by(F.struct(*entries.columns), "recorded").alias("entry")
+        found = entries.groupBy("entry_id").agg(newest).select("entry.*")
+        return found.join(marks.groupBy("key").agg(now), "key").select("key", F.expr(entry_struct()))
+
+    def traces(self, target: str, group: str) -> DataFrame:
+        """The newest target row per key: (key, row), `row` the columns of TRACE_SCHEMA."""
+        from pyspark.sql import functions as F
+
+        rows = self._table("traces").where((F.col("builder") == target) & (F.col("kind") == "target"))
+        rows = rows.where(F.col("group") == group)
+        return rows.groupBy("key").agg(F.max_by(F.struct(*rows.columns), "recorded").alias("row"))
+
+    def append(self, name: str, frame: DataFrame) -> None:
+        """Add rows; columns that the frame lacks are stamped or null."""
+        from pyspark.sql import functions as F
+
+        stamps: dict[str, Column] = {
+            "recorded": F.lit(time.time_ns()),
+            "run_id": F.lit(self.job.run_id),
+            "ts": F.lit(self.job.now),
+            "epoch": F.lit(0),
+        }
+        columns = [
+            (F.col(field.name) if field.name in frame.columns else stamps.get(field.name, F.lit(None)))
+            .cast(ddl_of(field.type))
+            .alias(field.name)
+            for field in _SCHEMAS[name]
+        ]
+        self.cache.ensure(name)
+        path = self.cache.table_path(name)
+        with table_lock(path):
+            frame.select(*columns).write.format("delta").mode("append").save(path)
+
+    def commit(self, rows: DataFrame) -> Mapping[str, Counts]:
+        """Append a stage's new entries in one commit, then its pointers. Counts per builder.
+
+        A failure that a task told of is raised, after what the others made is kept.
+        """
+        from pyspark.sql import functions as F
+
+        known = dict(self.job.bindings.items())
+        inline = [builder.name for builder in known if builder.inline]
+        by_hand = [builder.name for builder in known if builder.is_dynamic()]
+        fresh = F.col("origin").isin(*FRESH) & ~F.col("builder").isin(*inline)
+        hand = F.col("builder").isin(*by_hand) & (F.col("origin") == "computed")
+        again = ((F.col("origin") == "hit") & ~F.col("current") | hand) & F.col("entry_id").isNotNull()
+        stats = rows.groupBy("builder", "origin").agg(
+            F.count("*").alias("number"),
+            *(F.sum(name).alias(name) for name in ("seconds", "tokens", "usd")),
+            F.count("usd").alias("priced"),
+            F.count_if(fresh).alias("fresh"),
+            F.count_if(again).alias("again"),
+            F.max("error").alias("error"),
+        )
+        found = stats.collect()
+        if any(row["fresh"] for row in found):
+            self.append("entries", rows.where(fresh).drop("run_id"))
+        if any(row["again"] for row in found):
+            marked = rows.where(again).select(
+                "builder", "key", "config_hash", "entry_id", F.when(hand, F.col("reads")).alias("reads")
+            )
+            marked = text_reads(marked, empty="[]") if by_hand else marked.drop("reads")
+            constants = {"kind": "pointer", "group": "", "status": "ok"}
+            self.append("traces", marked.withColumns({name: F.lit(text) for name, text in constants.items()}))
+        failure = next((row["error"] for row in found if row["origin"] is None), None)
+        if failure is not None:
+            raise raised(failure)
+        paid = {builder.name for builder in known if builder.paid}
+        counts: dict[str, Counts] = {}
+        for row in found:
+            counts.setdefault(row["builder"], Counts()).add(_counted(row, row["builder"] in paid))
+        return counts
+
+    def _table(self, name: str) -> DataFrame:
+        self.cache.ensure(name)
+        return self.spark.read.format("delta").load(self.cache.table_path(name))
+
+
+def _counted(row: Any, paid: bool) -> Counts:
+    origin, number = row["origin"], row["number"]
+    built = origin in ("computed", "error")
+    calls = number if built and paid else 0
+    return Counts(
+        hit=number if origin == "hit" else 0,
+        computed=number if origin == "computed" else 0,
+        empty=number if origin == "empty" else 0,
+        error=number if origin in ("error", "upstream") else 0,
+        calls=calls,
+        tokens=int(row["tokens"] or 0) if built else 0,
+        usd=0.0 if not calls else float(row["usd"] or 0.0) if row["priced"] == number else None,
+        seconds=float(row["seconds"] or 0.0) if built else 0.0,
+    )
+
+
+def _remove(folder: str) -> None:
+    path = local_path(folder)
+    if path is not None:
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    from pyarrow import fs
+
+    with suppress(OSError):  # left behind, it is in nobody's way
+        filesystem, inside = fs.FileSystem.from_uri(folder)
+        filesystem.delete_dir(inside)
