@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurekit_spark.builder import FeatureBuilder, KeySet
+from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, as_dep
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.engines.spark import SparkEngine, travelling
 from featurekit_spark.engines.table_inputs import TableInputs, with_given
@@ -38,7 +38,7 @@ Builder = type[FeatureBuilder[Any]]
 class TableStages(Execution):
     """The stages of an `Execution`, with DataFrames where that has lists and dictionaries.
 
-    `frames`: (key, member) of each key set; `todo`: the keys of each target's key set that are not proven. Group-level
+    `frames`: (key, member) of each key set; `todo_frames`: the keys of each target's that are not proven. Group-level
     results and counts are in the evaluator, as ever.
     """
 
@@ -48,6 +48,9 @@ class TableStages(Execution):
                 "this catalog is too large to pass through the driver (engine.collect_mb), and only a DeltaCache can "
                 f"keep its results; found a {type(job.cache).__name__}"
             )
+        gathers = [stage for stage in plan.stages if isinstance(stage, GatherStage)]
+        away = (KeyedStage(g.space, _with_gathered(g.builder), (), False, g.feeds) for g in gathers)
+        engine.check(replace(plan, stages=tuple(away)), job)  # here what they need has to travel, too
         super().__init__(plan, graph, job, engine, group=group)
         self.job = job  # not in the background: what the driver appends, Spark's next read has to see
         self.spark_engine, self.spark = engine, engine.session
@@ -108,6 +111,26 @@ class TableStages(Execution):
         if self._take(stage, rows, {}) > self.sizes[space.label.removeprefix("of ")]:
             raise DataError(f"{source.name} lists members twice; a scan yields each member once")
 
+    def with_hash(self, frame: DataFrame, source: Any, keyset: type[KeySet], column: str) -> DataFrame:
+        """`frame` with the value hash of a source at each member's key."""
+        from pyspark.sql import functions as F
+
+        space = members_of(keyset)
+        if set(source.key) <= set(self.plan.group_fields):
+            return frame.withColumn(column, F.lit(self._group_source(source)))
+        if source.key == space.key:
+            rows = self.inputs.rows[source.name, space]
+        else:  # a part of the member's key: read at the keys that members lead to
+            reached = Space("reached", source.key, f"by {source.name} from {space}", space, Dep(source))
+            links = self.inputs.link(reached, self.frames[keyset.name].select("key"))
+            if (source.name, reached) not in self.inputs.rows:
+                stage = KeyedStage(reached, (source,), (), False, frozenset({"target"}))
+                self._run_stage(stage, links.select("key").distinct())
+            rows = links.join(self.inputs.rows[source.name, reached], "key").drop("key")
+            rows = rows.withColumnRenamed("reader", "key")
+        hashes = rows.select("key", F.coalesce("value_hash", F.lit("error")).alias(column))
+        return frame.join(hashes, "key", "left")
+
     def _run_keyed(self, stage: KeyedStage) -> None:
         if self._wanted():
             self._run_stage(
@@ -164,7 +187,7 @@ class TableStages(Execution):
                         self.evaluator.incomplete.add(builder.name)  # the next run gathers again
         frames += [self.inputs.rows[where].selectExpr(row_struct()) for where in read]
         # Members of builders without inputs are evaluated in the gather itself, and need their context there.
-        wider = replace(stage, builders=(*stage.builders, *(dep.builder for dep in gathers)))
+        wider = replace(stage, builders=tuple(b for own in stage.builders for b in _with_gathered(own)))
         work = replace(self.inputs.work(stage), context=travelling(wider, self.job))
         task = GatherTask(work, tuple(keysets.items()))
         return union_all(frames).select("row.*").repartition(1).mapInArrow(task, ROW_DDL)
@@ -196,3 +219,7 @@ class TableStages(Execution):
 def members_of(keyset: type[KeySet]) -> Space:
     """The space of a key set's members, as the planner names it."""
     return Space("members", keyset.member_key(), f"of {keyset.name}")
+
+
+def _with_gathered(builder: Builder) -> tuple[Builder, ...]:
+    return (builder, *(dep.builder for dep in map(as_dep, builder.deps) if dep.keyset is not None))

@@ -12,7 +12,7 @@ from functools import reduce
 from operator import and_, or_
 from typing import TYPE_CHECKING, Any
 
-from featurekit_spark.builder import Dep, FeatureBuilder, KeySet
+from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.base import TraceRow
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.spark import SparkEngine
@@ -23,7 +23,7 @@ from featurekit_spark.errors import UsageError
 from featurekit_spark.execute import Check, Job, group_trace, plan_hash
 from featurekit_spark.fingerprint import bucket_digests, digest, group_hash, key_json
 from featurekit_spark.graph import Graph
-from featurekit_spark.plan import KeyedStage, Plan, ReadKeys, Space, TargetTrace
+from featurekit_spark.plan import Plan, ReadKeys, TargetTrace
 from featurekit_spark.results import Counts, Result
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class TableExecution(TableStages):
         trace, at = check.trace, list(self.checks).index(check.trace.target.name)
         sources = [f"source{i}" for i in range(len(trace.keyed))]
         for source, column in zip(trace.keyed, sources, strict=True):
-            frame = self._with_hash(frame, source, trace.keyset, column)
+            frame = self.with_hash(frame, source, trace.keyset, column)
         image = F.concat(F.lit("inputs\n"), F.concat_ws(",", *sources), F.lit("\n"))
         frame = frame.withColumn(f"keyed{at}", short_hash(image)).drop(*sources)
         proof = F.struct("row.keyed_trace", "row.entry_id", "row.value_hash", "row.ts").alias(f"proof{at}")
@@ -240,26 +240,6 @@ class TableExecution(TableStages):
         same = F.col(f"proof{at}.keyed_trace") == F.col(f"keyed{at}")
         return frame.withColumn(f"proof{at}", F.when(same, F.col(f"proof{at}")))
 
-    def _with_hash(self, frame: DataFrame, source: Any, keyset: type[KeySet], column: str) -> DataFrame:
-        """`frame` with the value hash of a source at each member's key."""
-        from pyspark.sql import functions as F
-
-        space = members_of(keyset)
-        if set(source.key) <= set(self.plan.group_fields):
-            return frame.withColumn(column, F.lit(self._group_source(source)))
-        if source.key == space.key:
-            rows = self.inputs.rows[source.name, space]
-        else:  # a part of the member's key: read at the keys that members lead to
-            reached = Space("reached", source.key, f"by {source.name} from {space}", space, Dep(source))
-            links = self.inputs.link(reached, self.frames[keyset.name].select("key"))
-            if (source.name, reached) not in self.inputs.rows:
-                stage = KeyedStage(reached, (source,), (), False, frozenset({"target"}))
-                self._run_stage(stage, links.select("key").distinct())
-            rows = links.join(self.inputs.rows[source.name, reached], "key").drop("key")
-            rows = rows.withColumnRenamed("reader", "key")
-        hashes = rows.select("key", F.coalesce("value_hash", F.lit("error")).alias(column))
-        return frame.join(hashes, "key", "left")
-
     def _hash_trees(self, keyset: type[KeySet], sources: Sequence[Builder]) -> None:
         """`fingerprint.group_hash` over the members and over each source's values, in one job."""
         from pyspark.sql import functions as F
@@ -268,7 +248,7 @@ class TableExecution(TableStages):
         sources = list(dict.fromkeys(sources))
         for source in sources:
             columns.append(f"hash{len(columns)}")
-            frame = self._with_hash(frame, source, keyset, columns[-1])
+            frame = self.with_hash(frame, source, keyset, columns[-1])
         names = ["", *(source.name for source in sources)]
         for name, pairs in zip(names, bucket_hashes(frame, columns), strict=True):
             self._trees[keyset.name, name] = bucket_digests(pairs)

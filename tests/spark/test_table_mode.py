@@ -1,0 +1,276 @@
+"""Table by table: the same answers, entries, traces and counts as through the driver, whatever became of the cache."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from featurekit_spark.apps.product_recs import LLMLogic, ProductIds, SimilarProducts
+from featurekit_spark.builder import FeatureBuilder
+from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.memory import MemoryCache
+from featurekit_spark.context import Context
+from featurekit_spark.embed.hashing import HashingEmbedder
+from featurekit_spark.engines.tables import TableExecution
+from featurekit_spark.errors import BudgetError, DataError, UsageError
+from featurekit_spark.execute import Execution
+from featurekit_spark.search.matrix import MatrixStore
+from featurekit_spark.session import Limits, RunResult, Session
+from featurekit_spark.sources.files import FileProductDB
+from featurekit_spark.testing.fakes import CountingLLM, MovingClock
+from tests import shop
+from tests.shop import Product
+
+pytestmark = pytest.mark.spark
+
+ABT = {"merchant": "abt", "market": "US"}
+BY_TABLES = Limits(collect_mb=0, batch_rows=2)
+TITLES = {
+    "a": "red lamp",
+    "b": "big red lamp",
+    "c": "sofa",
+    "d": "red sofa",
+    'caf\u00e9 "1"': "chair",
+    "e": "",
+}
+
+
+def dump(cache: DeltaCache, *builders: str) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """What a cache holds, less what may differ between two runs: entries by id, the newest trace rows by key."""
+    entries, traces = {}, {}
+    for name in builders:
+        for row in cache.history(name).to_pylist():
+            entries[name, row["entry_id"], row["ts"]] = [
+                row[column]
+                for column in ("key", "config_hash", "inputs_hash", "value_hash", "value", "status", "error")
+            ]
+        where = cache._read("traces", name, [])
+        for row in sorted(where.to_pylist(), key=lambda row: row["recorded"]):
+            told = {c: v for c, v in row.items() if c not in ("run_id", "recorded", "ts")}
+            traces[name, row["kind"], row["key"]] = told
+    return entries, traces
+
+
+def assert_equal_runs(by_tables: RunResult, by_driver: RunResult, targets: list[Any]) -> None:
+    """Two runs that did the same, one on tables, one through the driver."""
+    assert isinstance(by_tables.execution, TableExecution)
+    assert type(by_driver.execution) is Execution
+    for name in ("status", "keys", "unchanged"):
+        assert getattr(by_tables, name) == getattr(by_driver, name), name
+    assert by_tables.errors == by_driver.errors
+    names = [target.name for target in targets]
+    assert by_tables.execution.fingerprint(names) == by_driver.execution.fingerprint(names)
+    assert by_tables.execution.kept(names) == by_driver.execution.kept(names)
+    for name in names:
+        found, expected = by_tables.execution.answers(name).toArrow(), by_driver.execution.answers(name)
+        assert answers(found) == answers(expected)
+
+
+def answers(table: pa.Table) -> list[Any]:
+    """Rows in an order of their own. When a null was last found depends on whether it was proven or walked."""
+    rows = [row if row["value"] is not None else {**row, "ts": None} for row in table.to_pylist()]
+    return sorted(rows, key=str)
+
+
+def counts(result: RunResult, *leave_out: str) -> dict[str, Any]:
+    """Counts by builder; time is not compared."""
+    return {
+        name: {**vars(found), "seconds": 0}
+        for name, found in result.builders.items()
+        if name not in leave_out
+    }
+
+
+@dataclass
+class Shop:
+    """A catalog file and two caches of it: one for runs on tables, one for runs through the driver."""
+
+    spark: Any
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.caches = {way: DeltaCache(str(self.folder / way)) for way in ("tables", "driver")}
+        self.clock, self.llm = MovingClock(), CountingLLM(log=self.folder / "calls")
+        self.titles = dict(TITLES)
+        self.targets = [LLMLogic, SimilarProducts]
+
+    def run(self, way: str, on: str | None = None) -> RunResult:
+        with (self.folder / "abt_US.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("product_id", "title"), *self.titles.items()])
+        cache = self.caches[on or way]
+        context = Context(
+            product_db=FileProductDB(self.folder, merchant="abt", market="US"),
+            llm=self.llm,
+            embedder=HashingEmbedder(16),
+            matrices=MatrixStore(self.folder / "matrices"),
+            clock=self.clock,
+        )
+        session = (
+            Session(context, cache, spark=self.spark, limits=BY_TABLES)
+            if way == "tables"
+            else Session(context, cache, engine="local")
+        )
+        self.clock.advance(seconds=1)
+        result = session.run(*(target.over(ProductIds) for target in self.targets), **ABT)
+        self.clock.advance(seconds=-1)
+        return result
+
+    def step(self) -> tuple[RunResult, RunResult]:
+        """One run each way, after checking that they did and left the same."""
+        on_tables, by_driver = self.run("tables"), self.run("driver")
+        self.clock.advance(seconds=1)
+        assert_equal_runs(on_tables, by_driver, self.targets)
+        # Where a builder without inputs is evaluated within its reader's stage, it is looked up once more there.
+        assert counts(on_tables, "ProductEmbedding") == counts(by_driver, "ProductEmbedding")
+        names = [name for name in on_tables.builders if name != "ProductIds"]
+        assert dump(self.caches["tables"], *names) == dump(self.caches["driver"], *names)
+        on_tables.execution.close()
+        return on_tables, by_driver
+
+
+@pytest.fixture
+def abt(spark: Any, tmp_path: Path) -> Shop:
+    return Shop(spark, tmp_path)
+
+
+@pytest.fixture
+def elsewhere(spark: Any) -> Iterator[None]:
+    """A session whose time zone is another, with casts that do not fail."""
+    before = {name: spark.conf.get(name) for name in ("spark.sql.session.timeZone", "spark.sql.ansi.enabled")}
+    spark.conf.set("spark.sql.session.timeZone", "America/St_Johns")
+    spark.conf.set("spark.sql.ansi.enabled", "false")
+    yield
+    for name, value in before.items():
+        spark.conf.set(name, value)
+
+
+def test_a_catalog_through_its_changes(abt: Shop) -> None:
+    cold, _ = abt.step()
+    assert (cold.status, cold.keys) == ("ok", 6)
+    assert cold.builders["LLMCompletion"].calls == 5
+    abt.llm.failures["get recommendations for armchair"] = TimeoutError("no answer")
+    abt.titles |= {'caf\u00e9 "1"': "armchair", "a": " ", "e": "stool", "f": "sofa"}
+    gone = abt.titles.pop("b")
+    moved, by_driver = abt.step()
+    assert moved.status == "partial"
+    assert list(moved.errors) == ['["abt","US","caf\u00e9 \\"1\\""]']
+    assert by_driver.execution.kept(["LLMLogic"]) == 1
+
+    abt.titles = {**TITLES, "b": gone}
+    back, by_driver = abt.step()
+    assert back.status == "ok"
+    assert back.builders["LLMCompletion"].calls == 0
+    assert back.builders["LLMLogic"].computed == 0
+    assert staged(abt.caches["tables"]) == []
+
+    # A cache that was written by one is a hit for the other.
+    for way, on in (("tables", "driver"), ("driver", "tables")):
+        result = abt.run(way, on)
+        assert result.unchanged
+        computed = {name: found.computed for name, found in result.builders.items() if found.computed}
+        # The long list of members is an entry only where it went through the driver.
+        assert computed == ({} if way == "tables" else {"ProductIds": 1})
+        assert result.execution.fingerprint(["LLMLogic"]) == by_driver.execution.fingerprint(["LLMLogic"])
+
+
+class Kiosk(FeatureBuilder[str]):
+    """Its name has a quote; it gathers by itself, per product."""
+
+    name, key, value = "it's", shop.PRODUCT, pa.string()
+    deps = (shop.Title, shop.Stock.over(shop.ProductIds).named("all"))
+
+    def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str:
+        stocks = inputs["all"]
+        return f"{inputs['Title']} of {list(stocks.keys)} {list(stocks.values)}"
+
+
+def test_sources_with_a_ttl_hand_written_gets_and_gathers(
+    spark: Any, tmp_path: Path, elsewhere: None
+) -> None:
+    products = {
+        "p1": Product("red lamp", "acme", 3),
+        "p2": Product("sofa", "bolt", 1),
+        "caf\u00e9": Product('sofa\t"x"', "p1", None),
+        "p4": Product(None, None, 2),
+        "p6": Product("", "acme", 1),
+    }
+    world = shop.World(
+        products={("abt", "US", name): product for name, product in products.items()},
+        featured={("abt", "US"): ["p2", "p1", "gone"]},
+        slogans={"acme": "it works"},
+        broken={("abt", "US", "p6")},
+    )
+    clock = MovingClock()
+    context = shop.ShopContext(world, clock)
+    caches = [DeltaCache(str(tmp_path / way)) for way in ("tables", "driver")]
+    targets = [shop.Card, Kiosk]
+
+    def step() -> RunResult:
+        on_tables = Session(context, caches[0], spark=spark, limits=BY_TABLES)
+        by_driver = Session(context, caches[1], engine="local")
+        over = [target.over(shop.ProductIds) for target in targets]
+        one, other = on_tables.run(*over, **ABT), by_driver.run(*over, **ABT)
+        assert_equal_runs(one, other, targets)
+        names = [name for name in one.builders if not issubclass(one.execution.graph[name], shop.KeySet)]
+        assert dump(caches[0], *names) == dump(caches[1], *names)
+        one.execution.close()
+        return other
+
+    assert step().status == "partial"
+    clock.advance(minutes=61)
+    world.products["abt", "US", "p2"].stock = 7
+    world.featured["abt", "US"] = []
+    world.broken.clear()
+    assert step().status == "ok"
+
+
+def staged(cache: DeltaCache) -> list[str]:
+    folder = Path(cache.path) / "staging"
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def test_an_empty_catalog(abt: Shop) -> None:
+    abt.titles.clear()
+    result, _ = abt.step()
+    assert (result.status, result.keys) == ("ok", 0)
+    assert "ProductEmbeddingDB" not in {name for name, found in result.builders.items() if found.computed}
+
+
+def test_a_spent_budget_comes_back_as_itself_and_costs_nothing_twice(abt: Shop) -> None:
+    abt.targets = [LLMLogic]
+    abt.llm.failures["get recommendations for sofa"] = BudgetError("5.00 usd are spent,\nof 5.00")
+    cache = abt.caches["tables"]
+    killed = Path(cache.path) / "staging" / "killed" / "001-members"
+    killed.mkdir(parents=True)
+    with pytest.raises(BudgetError, match="^5.00 usd are spent,\nof 5.00$"):
+        abt.run("tables")
+    assert staged(cache) == ["killed"]
+    paid = len(cache.history("LLMCompletion"))
+    abt.llm.failures.clear()
+    result = abt.run("tables")
+    assert result.builders["LLMCompletion"].calls == 5 - paid
+    result.execution.close()
+
+
+class Twice(shop.ProductIds):
+    def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> list[str]:
+        return ["p1", "p2", "p1"]
+
+
+def test_what_cannot_run(spark: Any, tmp_path: Path) -> None:
+    context = shop.ShopContext(shop.World(products={("abt", "US", "p1"): Product()}))
+    cache = DeltaCache(str(tmp_path))
+    session = Session(context, cache, spark=spark, limits=BY_TABLES)
+    with pytest.raises(DataError, match="Twice lists 1 members twice"):
+        session.run(shop.Title.over(Twice), **ABT)
+    with pytest.raises(UsageError, match="only a DeltaCache can keep its results; found a MemoryCache"):
+        Session(context, MemoryCache(), spark=spark, limits=BY_TABLES).run(
+            shop.Title.over(shop.ProductIds), **ABT
+        )
+    assert staged(cache) == []
