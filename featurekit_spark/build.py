@@ -154,8 +154,8 @@ def _told(error: Exception) -> str:
 def build_values(bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any) -> list[Built]:
     """Values of one batch, one per row of `inputs` (columns by name, all of one length).
 
-    An error of one key never costs the others theirs, and never repeats a paid call. A missing context attribute and
-    a spent budget are the run's errors, not a key's: they are raised.
+    An error of one key never costs the others theirs, and never repeats a paid call. A missing context attribute is
+    the run's error, not a key's: it is raised. A spent budget stands for the keys it hit, and whoever called stops.
     """
     rows = len(next(iter(inputs.values())))
     view = bound.view(context)
@@ -177,11 +177,13 @@ def _one_by_one(bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, ro
     if inspect.iscoroutinefunction(one):
         return aio.run(_all(one, keys, bound, view))
     built = []
-    for key in keys:
+    for number, key in enumerate(keys):
         try:
             built.append(_built(one(key, bound.config, view)))
-        except (BudgetError, ContextError):
+        except ContextError:
             raise
+        except BudgetError as error:  # nobody is asked any more
+            return built + [Built(error=error) for _ in keys[number:]]
         except Exception as error:
             built.append(Built(error=error))
     return built
@@ -192,7 +194,7 @@ async def _all(one: Any, keys: list[dict[str, Any]], bound: Bound, view: Any) ->
     answers = await asyncio.gather(*(one(key, bound.config, view) for key in keys), return_exceptions=True)
     built = []
     for answer in answers:
-        if isinstance(answer, BudgetError | ContextError) or (
+        if isinstance(answer, ContextError) or (
             isinstance(answer, BaseException) and not isinstance(answer, Exception)
         ):
             raise answer

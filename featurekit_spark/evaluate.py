@@ -27,7 +27,7 @@ from featurekit_spark.builder import (
     keys_of,
 )
 from featurekit_spark.cache.base import Found
-from featurekit_spark.errors import NotBuiltError, UsageError
+from featurekit_spark.errors import BudgetError, NotBuiltError, UsageError
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.results import Counts, Origin, Read, Result, count, from_entry
@@ -140,6 +140,7 @@ class Evaluator:
         self.gather, self.batch_rows = gather, batch_rows
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}
+        self._spent: BudgetError | None = None
         self.done: dict[str, Counts] = {}
         self.incomplete: set[str] = set()
         self._controller = controller
@@ -153,7 +154,9 @@ class Evaluator:
             bound = self.bindings[builder]
             for batch in self._batches(bound, todo):
                 known.update(zip(batch, self._resolve_batch(bound, batch), strict=True))
-            self.made.setdefault(builder.name, []).extend(todo)
+                self.made.setdefault(builder.name, []).extend(batch)
+                if self._spent is not None:
+                    raise self._spent  # only now: what others of the batch paid for is kept
         return [known[key] for key in keys]
 
     def give(self, builder: Builder, results: Mapping[Key, Result]) -> None:
@@ -263,6 +266,7 @@ class Evaluator:
         for dep, column in zip(bound.deps, columns, strict=True):
             inputs[dep.name] = [column[row].value for row in misses]
         built = build_values(bound, inputs, self.context)
+        self._note_spent(built)
         made = finish(
             bound,
             [keys[row] for row in misses],
@@ -286,10 +290,14 @@ class Evaluator:
         if todo:
             inputs = {field: [key[i] for key in todo] for i, field in enumerate(bound.key)}
             built = build_values(bound, inputs, self.context)
+            self._note_spent(built)
             values = [b.error if b.error is not None else b.value for b in built]
             seconds = sum(b.seconds for b in built)
             results.update(zip(todo, self._source_results(bound, todo, values, seconds), strict=True))
         return [self._with_own_read(bound, key, results[key]) for key in keys]
+
+    def _note_spent(self, built: Iterable[Built]) -> None:
+        self._spent = next((item.error for item in built if isinstance(item.error, BudgetError)), self._spent)
 
     def _source_results(
         self, bound: Bound, keys: Sequence[Key], values: Sequence[Any], seconds: float

@@ -108,8 +108,8 @@ def _check_dep(reader: str, fields: tuple[str, ...], dep: Dep) -> None:
     missing = [field for field in dep.builder.key if field not in taken and field not in fields]
     if missing:
         raise DefinitionError(
-            f"{reader} reads {dep}, whose key field {missing[0]!r} comes from nowhere: {reader} has the key {fields!r}. "
-            f"Name where it comes from: {dep.builder.name}.on({missing[0]}=SomeBuilder)"
+            f"{reader} reads {dep}, whose key field {missing[0]!r} comes from nowhere: {reader} has the key "
+            f"{fields!r}. Name where it comes from: {dep.builder.name}.on({missing[0]}=SomeBuilder)"
             + ("" if dep.keyset else f", or gather it: {dep.builder.name}.over(SomeKeySet)")
         )
     for _, source in dep.on_fields:

@@ -58,7 +58,10 @@ spark.ui.showConsoleProgress       false
 """
 
 # One tier of compilation reserves 48 MB for code, which a job of many stages fills; then it runs uncompiled.
-JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:SharedArchiveFile={archive} -Xshare:auto {quiet}"
+JAVA_OPTIONS = (
+    "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m "
+    "-XX:SharedArchiveFile={archive} -Xshare:auto {quiet}"
+)
 QUIET = "-Xlog:disable -Xlog:all=error:stderr"
 
 LOGGING = """\

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.base import Entry, FeatureCache, Found, RunRecord, TraceRow
 
 __all__ = ["BackgroundAppends"]
@@ -79,6 +80,10 @@ class BackgroundAppends:
     def newest(self, builder: str) -> pa.Table:
         self.wait(builder)
         return self.cache.newest(builder)
+
+    def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
+        self.wait(builder.name)
+        return self.cache.read(builder)
 
     def record_run(self, record: RunRecord) -> None:
         self.wait()

@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from featurekit_spark.builder import FeatureBuilder
+
 __all__ = [
     "CACHE_SCHEMA_VERSION",
     "ENTRY_SCHEMA",
@@ -182,7 +184,10 @@ class FeatureCache(Protocol):
         """All entries of a builder as they are stored (ENTRY_SCHEMA)."""
 
     def newest(self, builder: str) -> pa.Table:
-        """The current entry of every key of a builder, newest config first where several have one (ENTRY_SCHEMA)."""
+        """The current entry of every key of a builder; of several configs the newest (ENTRY_SCHEMA)."""
+
+    def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
+        """The current values of a builder, typed: its key fields, value, ts, value_hash, config_hash, run_id."""
 
     def record_run(self, record: RunRecord) -> None:
         """Keep one run record."""

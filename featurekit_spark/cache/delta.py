@@ -30,6 +30,7 @@ from featurekit_spark.cache.base import (
     TraceRow,
 )
 from featurekit_spark.cache.current import current_ids, found_in, newest_rows, to_entries
+from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
@@ -125,6 +126,9 @@ class DeltaCache:
         newest = newest_rows(pa.concat_tables(marks))
         kept = ok.filter(pc.is_in(ok["entry_id"], newest["entry_id"].combine_chunks()))
         return newest_rows(kept, ["key", "entry_id"])
+
+    def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
+        return typed_rows(self.newest(builder.name), builder)
 
     def record_run(self, record: RunRecord) -> None:
         row = {**asdict(record), "record": json.dumps(record.record, sort_keys=True)}

@@ -20,6 +20,7 @@ from featurekit_spark.cache.base import (
     TraceRow,
 )
 from featurekit_spark.cache.current import to_entries
+from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 
 __all__ = ["MemoryCache"]
@@ -115,6 +116,9 @@ class MemoryCache:
                 if name == builder and (key not in newest or newest[key][0] <= stamp):
                     newest[key] = (stamp, self._entries[builder, entry_id])
             return _table([entry for _, entry in newest.values()])
+
+    def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
+        return typed_rows(self.newest(builder.name), builder)
 
     def record_run(self, record: RunRecord) -> None:
         with self._lock:

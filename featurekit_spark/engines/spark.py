@@ -118,11 +118,11 @@ class SparkEngine:
         if len(chunks) > slots and self.partitions:
             frame = frame.repartition(slots)
         answers = frame.mapInArrow(ChunkTask(work), "rows binary, failure string").toArrow()
+        rows = pa.concat_tables([opened(part.as_py()) for part in answers["rows"]])
+        self.take(stage, rows, evaluator, job)  # before any error: what was paid for is kept
         for failure in answers["failure"].to_pylist():
             if failure is not None:
                 raise raised(failure)
-        rows = pa.concat_tables([opened(part.as_py()) for part in answers["rows"]])
-        self.take(stage, rows, evaluator, job)
         job.progress(stage.label, len(keys), len(keys))
 
     def scan(self, scan: Any) -> pa.Table:

@@ -92,12 +92,18 @@ class StageWork:
             own = given.filter(pc.equal(given["builder"], name))
             evaluator.give(by_name[name], results_by_key(own, self.bindings[by_name[name]].type))
 
-    def resolve(self, keys: Sequence[Key], given: pa.Table, cached: pa.Table) -> pa.Table:
-        """The stage's results for some keys, as ROW_SCHEMA rows."""
+    def resolve(
+        self, keys: Sequence[Key], given: pa.Table, cached: pa.Table
+    ) -> tuple[pa.Table, FeaturekitError | None]:
+        """The stage's results for some keys, as ROW_SCHEMA rows, and the error of the run that ended them early."""
         evaluator = self.evaluator(given, cached)
-        for builder in self.builders:
-            evaluator.resolve(builder, [keys_of(self.fields, key, builder.key) for key in keys])
-        return made_rows(evaluator, self.bindings)
+        ended: FeaturekitError | None = None
+        try:
+            for builder in self.builders:
+                evaluator.resolve(builder, [keys_of(self.fields, key, builder.key) for key in keys])
+        except FeaturekitError as error:
+            ended = error
+        return made_rows(evaluator, self.bindings), ended
 
 
 @dataclass(frozen=True)
@@ -109,15 +115,14 @@ class ChunkTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for chunk in batch["chunk"]:
-                rows: bytes | None = None
-                failure: str | None = None
-                try:
-                    keys, given, cached = unpacked(chunk.as_py())
-                    rows = closed(self.work.resolve(_keys(keys["key"]), given, cached))
-                except FeaturekitError as error:
-                    failure = told(error)
+                keys, given, cached = unpacked(chunk.as_py())
+                rows, ended = self.work.resolve(_keys(keys["key"]), given, cached)
+                failure = None if ended is None else told(ended)
                 yield pa.record_batch(
-                    {"rows": pa.array([rows], pa.binary()), "failure": pa.array([failure], pa.string())}
+                    {
+                        "rows": pa.array([closed(rows)], pa.binary()),
+                        "failure": pa.array([failure], pa.string()),
+                    }
                 )
 
 
@@ -133,12 +138,11 @@ class ColumnTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for keys, given, cached, _ in _split(batches, self.work.batch_rows):
-            try:
-                rows = self.work.resolve(keys, given, cached)
-            except FeaturekitError as error:
-                yield from _failure(error).to_batches()
-                return
+            rows, ended = self.work.resolve(keys, given, cached)
             yield from rows.to_batches()
+            if ended is not None:
+                yield from _failure(ended).to_batches()
+                return
 
 
 @dataclass(frozen=True)

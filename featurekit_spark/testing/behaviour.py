@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA, Entry, FeatureCache, RunRecord, TraceRow
 from featurekit_spark.errors import UsageError
 from featurekit_spark.fingerprint import entry_id, key_json
@@ -335,6 +336,25 @@ class CacheBehaviour:
         assert newest.schema.equals(ENTRY_SCHEMA)
         assert {row["key"]: row["value"] for row in newest.to_pylist()} == {'["a"]': b"new", '["b"]': b"lamp"}
         assert len(newest) == 2
+
+    def test_it_is_read_back_as_the_builder_types_it(self, tmp_path: Path) -> None:
+        class Typed(FeatureBuilder[list[str]]):
+            key, name, value, version = ("id",), "Typed", pa.list_(pa.string()), "1"
+
+            def build_one(self, inputs: Any, config: Any, context: Any) -> list[str]:
+                return []
+
+        cache = self.make_cache(tmp_path)
+        assert cache.read(Typed).schema.field("value").type == pa.list_(pa.string())
+        cache.append(rows(entry("1", '["x"]', builder="Typed")))
+        cache.append(
+            rows(
+                entry("1", '["y","z"]', inputs="i2", builder="Typed"),
+                entry("2", None, builder="Typed"),
+            )
+        )
+        found = {row["id"]: row["value"] for row in cache.read(Typed).to_pylist()}
+        assert found == {"1": ["y", "z"], "2": None}
 
     def test_the_last_run_of_a_group(self, tmp_path: Path) -> None:
         cache = self.make_cache(tmp_path)

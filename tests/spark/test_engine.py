@@ -153,7 +153,8 @@ def test_every_distinct_prompt_is_asked_once(spark: Any, tmp_path: Path) -> None
 def test_a_spent_budget_comes_back_as_itself(spark: Any) -> None:
     own = Asking(CountingLLM(failures={"sofa": BudgetError("5.00 usd are spent")}), context().world)
     with pytest.raises(BudgetError, match="^5.00 usd are spent$"):
-        session(spark, MemoryCache(), own).run(Reply.over(ProductIds), **ABT)
+        session(spark, cache := MemoryCache(), own).run(Reply.over(ProductIds), **ABT)
+    assert len(cache.ids("Asked")) == 5  # the other answers are kept
 
 
 # -- what cannot run -----------------------------------------------------------------------------------------

@@ -236,6 +236,24 @@ def test_what_was_built_before_a_stop_is_kept() -> None:
     assert own.context.calls["hi"] == 1
 
 
+def test_a_spent_quota_keeps_what_the_same_batch_paid_for() -> None:
+    class Quota(FeatureBuilder[str]):
+        key, value, paid, needs = ("prompt",), pa.string(), True, ("calls",)
+
+        async def build_one(self, inputs: Any, config: Any, context: Any) -> Metered[str]:
+            context.calls[inputs["prompt"]] += 1
+            if inputs["prompt"] == "b":
+                raise BudgetError("spent")
+            return Metered(inputs["prompt"].upper(), tokens=5, usd=0.25)
+
+    own = controller()
+    with pytest.raises(BudgetError, match="spent"):
+        own.get_many(Quota, [("a",), ("b",), ("c",)])
+    assert sorted(own.cache.newest("Quota")["key"].to_pylist()) == ['["a"]', '["c"]']
+    assert [f.value for f in own.get_many(Quota, [("a",), ("c",)])] == ["A", "C"]
+    assert dict(own.context.calls) == {"a": 1, "b": 1, "c": 1}
+
+
 # -- deps of other keys --------------------------------------------------------------------------------------
 
 

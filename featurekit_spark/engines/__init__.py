@@ -1,0 +1,1 @@
+"""Where stages run: in this process, on Spark through the driver, or on Spark table by table."""
