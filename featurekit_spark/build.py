@@ -128,7 +128,7 @@ def _failure(
 ) -> Result:
     text = key_json(key)
     inputs = inputs or digest("unread")
-    return Result(
+    failed = Result(
         Origin.ERROR,
         None,
         error=f"{bound.name}{text}: {_told(error)}",
@@ -139,6 +139,8 @@ def _failure(
         tokens=built.tokens,
         usd=built.usd,
     )
+    failed.cause = error
+    return failed
 
 
 def _told(error: Exception) -> str:

@@ -18,7 +18,7 @@ from featurekit_spark.builder import KeySet, import_path
 from featurekit_spark.cache.background import BackgroundAppends
 from featurekit_spark.cache.base import TRACE_SCHEMA, FeatureCache
 from featurekit_spark.controller import HandController, commit
-from featurekit_spark.errors import BuildError, DataError
+from featurekit_spark.errors import BuildError, DataError, FeaturekitError
 from featurekit_spark.evaluate import Bindings, Evaluator
 from featurekit_spark.fingerprint import digest, group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
@@ -275,6 +275,8 @@ class Execution:
         if table is not None:
             self.evaluator.give_source(keyset, [group], [table.column(0).to_pylist()])
         result = self.evaluator.resolve(keyset, [group])[0]
+        if isinstance(result.cause, FeaturekitError):
+            raise result.cause  # a missing catalog, a service that does not answer: not one key's failure
         if result.failed:
             raise BuildError(f"the keys of the group {group!r} could not be read: {result.error}")
         ids = result.value or []

@@ -70,13 +70,14 @@ class Result:
     """One feature's answer for one key, inside a run.
 
     `until`: when the answer or anything it was made from expires (None: never). `reads`: sources reached by a value.
-    `current`: False where a hit is not yet the current entry of its key.
+    `cause`: the exception behind `error`, in the process where it was raised. `current`: False where a hit is not yet the current entry of its key.
     """
 
     __slots__ = (
         "_payload",
         "_type",
         "_value",
+        "cause",
         "current",
         "entry_id",
         "error",
@@ -114,6 +115,7 @@ class Result:
         self._value, self._payload, self._type = value, payload, kind
         self.ts, self.entry_id, self.inputs_hash, self.error = ts, entry_id, inputs_hash, error
         self.until, self.reads, self.current = until, reads, current
+        self.cause: Exception | None = None
         self.seconds, self.tokens, self.usd = seconds, tokens, usd
 
     @property
@@ -282,7 +284,7 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
             now,
             run_id,
             entry_id=row["entry_id"],
-            reads=json.dumps([list(read.values()) for read in row["reads"]])
+            reads=json.dumps([list(read.values()) for read in row["reads"] or ()])
             if row["builder"] in by_hand
             else None,
         )

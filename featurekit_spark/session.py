@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did. `status`: ok, or partial where a key of a target has no answer."""
+    """What a run did. `status`: ok, or partial where any builder failed for any key."""
 
     run_id: str
     status: Literal["ok", "partial"]

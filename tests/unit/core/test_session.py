@@ -10,7 +10,14 @@ import pytest
 
 from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.memory import MemoryCache
-from featurekit_spark.errors import BudgetError, BuildError, DataError, DefinitionError, UsageError
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    DataError,
+    DefinitionError,
+    ServiceError,
+    UsageError,
+)
 from featurekit_spark.session import Limits, RunResult, Session
 from featurekit_spark.testing.fakes import MovingClock
 from tests import shop
@@ -367,3 +374,20 @@ def test_progress_is_told() -> None:
     )
     session.run(shop.Label.over(ProductIds), **ABT)
     assert [event[1:] for event in told if "Label" in event[0]] == [(2, 3), (3, 3)]
+
+
+def test_a_key_set_that_cannot_be_read_says_so_in_its_own_words() -> None:
+    class Away(KeySet):
+        key, of, value = ("merchant",), "product_id", pa.list_(pa.string())
+
+        def build_one(self, inputs: Any, config: Any, context: Any) -> list[str]:
+            raise ServiceError("the catalog's server does not answer")
+
+    class Name(FeatureBuilder[str]):
+        key, value = ("merchant", "product_id"), pa.string()
+
+        def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+            return str(inputs["product_id"])
+
+    with pytest.raises(ServiceError, match="does not answer"):
+        Session(None, MemoryCache(), engine="local").run(Name.over(Away), merchant="abt")
