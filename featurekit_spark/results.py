@@ -70,7 +70,8 @@ class Result:
     """One feature's answer for one key, inside a run.
 
     `until`: when the answer or anything it was made from expires (None: never). `reads`: sources reached by a value.
-    `cause`: the exception behind `error`, in the process where it was raised. `current`: False where a hit is not yet the current entry of its key.
+    `cause`: the exception behind `error`, in the process where it was raised.
+    `current`: False where a hit is not yet the current entry of its key.
     """
 
     __slots__ = (
