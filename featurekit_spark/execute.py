@@ -60,9 +60,6 @@ class Engine(Protocol):
 
     name: str
 
-    def execution(self, plan: Plan, graph: Graph, job: Job, group: Key) -> Any:
-        """The Execution that carries the plan out here."""
-
     def check(self, plan: Plan, job: Job) -> None:
         """Raise before anything ran where the plan cannot run here (a context that cannot travel)."""
 

@@ -16,7 +16,9 @@ import pyarrow as pa
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.controller import Controller, Feature, run_clock
+from featurekit_spark.engines.choice import execution_for
 from featurekit_spark.engines.local import LocalEngine
+from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import UsageError
 from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Engine, Execution, Job, Progress
@@ -147,7 +149,7 @@ class Session:
             self.progress,
         )
         self.engine.check(plan, job)
-        execution = self.engine.execution(plan, graph, job, key)
+        execution = execution_for(plan, graph, job, self.engine, group=key)
         execution.run()
         counts = execution.counts()
         names = [target.builder.name for target in plan.targets]
@@ -214,10 +216,6 @@ def _engine(name: str, spark: Any, limits: Limits) -> Engine:
         case "local":
             return LocalEngine()
         case "spark":
-            from featurekit_spark.engines.spark import (
-                SparkEngine,  # needs pyspark, which the local engine does not
-            )
-
             return SparkEngine(
                 spark,
                 in_process_keys=limits.in_process_keys,

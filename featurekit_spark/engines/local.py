@@ -11,8 +11,7 @@ from featurekit_spark.builder import keys_of
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.lookup import Candidates, stage_candidates
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Execution, Job
-from featurekit_spark.graph import Graph
+from featurekit_spark.execute import Job
 from featurekit_spark.plan import KeyedStage, Plan
 
 __all__ = ["LocalEngine"]
@@ -24,9 +23,6 @@ class LocalEngine:
     """The evaluator itself, batch by batch."""
 
     name = "local"
-
-    def execution(self, plan: Plan, graph: Graph, job: Job, group: Key) -> Execution:
-        return Execution(plan, graph, job, self, group=group)
 
     def check(self, plan: Plan, job: Job) -> None:
         """Nothing has to travel."""

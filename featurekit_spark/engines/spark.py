@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,10 +22,9 @@ from featurekit_spark.engines.lookup import as_table, local_builders, stage_cand
 from featurekit_spark.engines.tasks import ChunkTask, StageWork, framed, opened, raised
 from featurekit_spark.errors import ContextError
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Execution, Job, scan_of
+from featurekit_spark.execute import Job
 from featurekit_spark.fingerprint import key_json
-from featurekit_spark.graph import Graph
-from featurekit_spark.plan import KeyedStage, Plan, ReadKeys, ReadSource
+from featurekit_spark.plan import KeyedStage, Plan, ReadSource
 from featurekit_spark.results import (
     ROW_SCHEMA,
     Counts,
@@ -73,14 +72,6 @@ class SparkEngine:
         if self._session is None:
             self._session = _started(self._given)
         return self._session
-
-    def execution(self, plan: Plan, graph: Graph, job: Job, group: Key) -> Any:
-        """Through the driver while the catalog is small, table by table beyond `collect_mb`."""
-        if any(size > self.collect_mb * 2**20 for size in _scan_sizes(plan, job, group)):
-            from featurekit_spark.engines.tables import TableExecution  # which uses this engine
-
-            return TableExecution(plan, graph, job, self, group=group)
-        return Execution(plan, graph, job, self, group=group)
 
     def check(self, plan: Plan, job: Job) -> None:
         """A context attribute that a stage needs and that cannot travel is an error before anything ran."""
@@ -142,16 +133,6 @@ class SparkEngine:
                 evaluator.done.setdefault(builder.name, Counts()).add(counted(own, paid=builder.paid))
                 if builder in stage.builders:
                     evaluator.give(builder, results_by_key(own, bound.type))
-
-
-def _scan_sizes(plan: Plan, job: Job, group: Key) -> Iterator[int]:
-    """Bytes of every scan that the plan begins with."""
-    for stage in plan.stages:
-        if isinstance(stage, ReadKeys | ReadSource):
-            source = stage.keyset if isinstance(stage, ReadKeys) else stage.source
-            scan = scan_of(source, job, plan.group_fields, group)
-            if scan is not None:
-                yield scan.bytes
 
 
 def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:

@@ -1,0 +1,35 @@
+"""Which execution carries a plan out: through the driver while the catalog is small, table by table beyond."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from featurekit_spark.engines.spark import SparkEngine
+from featurekit_spark.engines.tables import TableExecution
+from featurekit_spark.execute import Engine, Execution, Job, scan_of
+from featurekit_spark.graph import Graph
+from featurekit_spark.plan import Plan, ReadKeys, ReadSource
+
+__all__ = ["execution_for"]
+
+Key = tuple[Any, ...]
+
+
+def execution_for(plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> Execution:
+    """The execution of one run: on the Spark engine, catalogs of more than its `collect_mb` stay in tables."""
+    if isinstance(engine, SparkEngine) and any(
+        size > engine.collect_mb * 2**20 for size in _scan_sizes(plan, job, group)
+    ):
+        return TableExecution(plan, graph, job, engine, group=group)
+    return Execution(plan, graph, job, engine, group=group)
+
+
+def _scan_sizes(plan: Plan, job: Job, group: Key) -> Iterator[int]:
+    """Bytes of every scan that the plan begins with."""
+    for stage in plan.stages:
+        if isinstance(stage, ReadKeys | ReadSource):
+            source = stage.keyset if isinstance(stage, ReadKeys) else stage.source
+            scan = scan_of(source, job, plan.group_fields, group)
+            if scan is not None:
+                yield scan.bytes
