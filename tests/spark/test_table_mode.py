@@ -251,7 +251,7 @@ def test_a_spent_budget_comes_back_as_itself_and_costs_nothing_twice(abt: Shop) 
     with pytest.raises(BudgetError, match="^5.00 usd are spent,\nof 5.00$"):
         abt.run("tables")
     assert staged(cache) == ["killed"]
-    paid = len(cache.history("LLMCompletion"))
+    paid = len(cache.ids("LLMCompletion"))
     abt.llm.failures.clear()
     result = abt.run("tables")
     assert result.builders["LLMCompletion"].calls == 5 - paid
