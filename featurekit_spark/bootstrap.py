@@ -173,7 +173,10 @@ class Bootstrap:
         from pyspark.sql import SparkSession
 
         if self._spark is None:
-            active = SparkSession.getActiveSession()
+            try:
+                active = SparkSession.active()  # in whatever thread it was started
+            except PySparkRuntimeError:
+                active = None
             builder = SparkSession.builder.appName(f"featurekit {self.merchant} {self.market}")
             try:
                 self._spark = active or builder.getOrCreate()

@@ -398,7 +398,7 @@ def parse_key(cls: Builder, key: Any) -> Key:
 
 def keys_of(fields: tuple[str, ...], key: Key, wanted: tuple[str, ...]) -> Key:
     """The part of a key (of `fields`) that a builder with the key `wanted` has."""
-    return tuple(key[fields.index(field)] for field in wanted)
+    return key if fields == wanted else tuple(key[fields.index(field)] for field in wanted)
 
 
 def import_path(cls: Builder) -> str:

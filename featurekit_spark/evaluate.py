@@ -390,29 +390,26 @@ class Evaluator:
                 return list(keys)
             at = [fields.index(field) for field in wanted]
             return [tuple(key[i] for i in at) for key in keys]
-        sources = {
+        columns = {
             field: self._column(source.dep if isinstance(source, Each) else source, fields, list(keys))
             for field, source in dep.on_fields
         }
-        fan = next((field for field, source in dep.on_fields if isinstance(source, Each)), None)
+        fan = next((wanted.index(field) for field, source in dep.on_fields if isinstance(source, Each)), None)
+        # Each field of the dep's key: a column of values, or a place in the reader's key.
+        parts = [(columns.get(f), None if f in columns else fields.index(f)) for f in wanted]
+        cells = list(columns.values())
         links: list[Key | list[Key | None] | Result] = []
         for row, key in enumerate(keys):
-            cells = {field: column[row] for field, column in sources.items()}
-            decided = next((c for c in cells.values() if c.failed), None) or next(
-                (c for c in cells.values() if c.is_null), None
-            )
+            decided = _decided([column[row] for column in cells])
             if decided is not None:
                 links.append(decided)
                 continue
-            fixed = {field: cell.value for field, cell in cells.items()}
-            base = [fixed[f] if f in fixed else key[fields.index(f)] for f in wanted]
+            base = tuple(key[at] if at is not None else column[row].value for column, at in parts)  # type: ignore[index]
             if fan is None:
-                links.append(tuple(base))
+                links.append(base)
             else:
-                i = wanted.index(fan)
-                links.append(
-                    [None if item is None else (*base[:i], item, *base[i + 1 :]) for item in fixed[fan]]
-                )
+                head, tail = base[:fan], base[fan + 1 :]
+                links.append([None if item is None else (*head, item, *tail) for item in base[fan]])
         return links
 
     def _gather(self, dep: Dep, keyset: type[KeySet], group: Key) -> Result:
@@ -477,6 +474,17 @@ class Evaluator:
             if cell.reads:
                 reads += cell.reads
         return until, tuple(dict.fromkeys(reads)) if reads else reads
+
+
+def _decided(cells: list[Result]) -> Result | None:
+    """The result that decides for a whole row: one that failed, else one that is null."""
+    null = None
+    for cell in cells:
+        if cell.error is not None:
+            return cell
+        if null is None and cell.is_null:
+            null = cell
+    return null
 
 
 _NULL = Result(Origin.EMPTY, NULL_HASH)

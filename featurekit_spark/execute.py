@@ -63,6 +63,13 @@ class Engine(Protocol):
     def check(self, plan: Plan, job: Job) -> None:
         """Raise before anything ran where the plan cannot run here (a context that cannot travel)."""
 
+    def prepare(self, keys: int, plan: Plan, job: Job) -> None:
+        """The run will compute about so many keys: start in the background what takes time to start. Returns at
+        once; may be called again."""
+
+    def settle(self) -> None:
+        """Wait until nothing runs in the background any more."""
+
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
         """Resolve the stage's builders for `keys` into `evaluator`, and commit what was made, once."""
 
@@ -119,6 +126,7 @@ class Execution:
             try:
                 commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
             finally:
+                self.engine.settle()
                 self.appends.close()
 
     def counts(self) -> dict[str, Counts]:
@@ -281,6 +289,8 @@ class Execution:
             twice = sorted({member for member in ids if ids.count(member) > 1})[:5]
             raise DataError(f"{keyset.name} lists members twice: {twice!r}; a key set yields each key once")
         self.members[keyset.name] = [(*group, member) for member in ids]
+        if self.job.cache.last_run(self._group_text()) is None:  # all of them, presumably
+            self.engine.prepare(len(ids), self.plan, self.job)
 
     def _read_source(self, source: Any, space: Space) -> None:
         keys = self._members_of(space)
@@ -318,6 +328,7 @@ class Execution:
             todo = self.todo.setdefault(trace.keyset.name, [])
             have = set(todo)
             todo += [key for key in members if key not in check.proven and key not in have]
+        self.engine.prepare(max(map(len, self.todo.values())), self.plan, self.job)
         self.regather = self._wanted() and any(not check.same_group for check in self.checks.values())
         if self._wanted() and not self.regather:
             for check in self.checks.values():

@@ -88,6 +88,13 @@ def bucket_digests(digests: Iterable[tuple[str, str]]) -> str:
 
 def key_json(key: Sequence[Any]) -> str:
     """A key as canonical JSON: an array of its fields, no spaces, text as it is (never normalised)."""
+    try:
+        return f"[{','.join(map(quote, key))}]"
+    except TypeError:
+        return _mixed_key_json(key)
+
+
+def _mixed_key_json(key: Sequence[Any]) -> str:
     parts = []
     for field in key:
         match field:

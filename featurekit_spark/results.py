@@ -26,9 +26,12 @@ __all__ = [
     "Read",
     "Result",
     "count",
+    "count_rows",
+    "entry_rows",
     "from_entry",
     "new_entries",
     "new_pointers",
+    "plain_entries",
     "results_by_key",
     "to_given",
     "to_rows",
@@ -218,10 +221,7 @@ def _table(columns: Mapping[str, list[Any]], size: int) -> pa.Table:
 
 def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Result]:
     """ROW_SCHEMA rows of one builder as Results."""
-    columns: list[Iterable[Any]] = [
-        itertools.repeat(None, len(rows)) if rows[name].null_count == len(rows) else rows[name].to_pylist()
-        for name in _RESULT_COLUMNS
-    ]
+    columns = [_listed(rows[name]) for name in _RESULT_COLUMNS]
     results = {}
     for key, origin, value_hash, payload, ts, entry, inputs, error, until, reads, current in zip(
         *columns, strict=True
@@ -240,6 +240,17 @@ def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Res
             current=current is not False,
         )
     return results
+
+
+def _listed(column: pa.ChunkedArray) -> Iterable[Any]:
+    """A column's values; what repeats (no value at all, the run's one clock) is made once."""
+    if column.null_count == len(column):
+        return itertools.repeat(None, len(column))
+    if pa.types.is_timestamp(column.type):
+        coded = column.combine_chunks().dictionary_encode()
+        known = coded.dictionary.to_pylist()
+        return [None if i is None else known[i] for i in coded.indices.to_pylist()]
+    return column.to_pylist()  # type: ignore[no-any-return]
 
 
 _RESULT_COLUMNS = (
@@ -266,6 +277,30 @@ def new_entries(rows: pa.Table, run_id: str) -> pa.Table:
         if name != "recorded"
     ]
     return pa.Table.from_arrays(columns, names=[name for name in ENTRY_SCHEMA.names if name != "recorded"])
+
+
+def plain_entries(rows: pa.Table, inline: Collection[str]) -> tuple[pa.Table, pa.Table]:
+    """Of ROW_SCHEMA rows (those of which an entry says everything and which a cache does not have yet, the rest)."""
+    no_reads = pc.equal(pc.fill_null(pc.list_value_length(rows["reads"]), 0), 0)
+    plain = pc.and_(pc.is_in(rows["origin"], _FRESH), pc.and_(pc.is_null(rows["until"]), no_reads))
+    kept = pc.invert(pc.is_in(rows["builder"], pa.array(sorted(inline), pa.string())))
+    plain = pc.and_(plain, kept)
+    return rows.filter(plain), rows.filter(pc.invert(plain))
+
+
+def entry_rows(entries: pa.Table) -> pa.Table:
+    """New entries (ENTRY_SCHEMA) as ROW_SCHEMA rows; whether an error is its own or an input's is not told."""
+    is_ok = pc.equal(entries["status"], "ok")
+    made = {"origin": pc.if_else(is_ok, Origin.COMPUTED.value, Origin.ERROR.value)}
+    columns = [
+        made[f.name]
+        if f.name in made
+        else entries[f.name]
+        if f.name in entries.column_names
+        else pa.nulls(len(entries), f.type)
+        for f in ROW_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=ROW_SCHEMA)
 
 
 def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id: str) -> list[TraceRow]:
@@ -333,3 +368,23 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
                 counts.calls += 1
                 counts.usd = None if counts.usd is None or result.usd is None else counts.usd + result.usd
     return counts
+
+
+def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
+    """As `count`, over ROW_SCHEMA rows of one builder."""
+    tallies = {row["values"]: row["counts"] for row in rows["origin"].value_counts().to_pylist()}
+    built = rows.filter(pc.is_in(rows["origin"], pa.array([Origin.COMPUTED.value, Origin.ERROR.value])))
+    calls = len(built) if paid else 0
+    usd: float | None = 0.0
+    if calls:
+        usd = None if built["usd"].null_count else pc.sum(built["usd"]).as_py()
+    return Counts(
+        hit=tallies.get("hit", 0),
+        computed=tallies.get("computed", 0),
+        empty=tallies.get("empty", 0),
+        error=tallies.get("error", 0) + tallies.get("upstream", 0),
+        calls=calls,
+        tokens=pc.sum(built["tokens"]).as_py() or 0,
+        usd=usd,
+        seconds=pc.sum(built["seconds"]).as_py() or 0.0,
+    )

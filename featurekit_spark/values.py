@@ -33,6 +33,8 @@ __all__ = ["NULL_HASH", "Codec", "ValueType", "Vector", "codec", "value_type", "
 
 NULL_HASH = payload_hash("null", b"")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_DECODER = json.JSONDecoder()
 _PYTHON_TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -156,7 +158,7 @@ def value_type(spec: Any, config: Any = None) -> ValueType:
             spec,
             _via_arrow(spec),
             lambda v: _dumps(to_json(v)).encode(),
-            lambda b: from_json(json.loads(b)),
+            _loads if from_json is _same else lambda b: from_json(_loads(b)),
             check_batch=_batch_via_arrow(spec),
         )
     kind = "int" if pt.is_integer(spec) else str(spec).split("[")[0].split("(")[0]
@@ -310,7 +312,11 @@ def _dumps(value: Any) -> str:
         return quote(value)
     if type(value) is list and value and all(type(item) is str for item in value):
         return f"[{','.join(map(quote, value))}]"
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
+
+
+def _loads(payload: bytes) -> Any:
+    return _DECODER.decode(payload.decode())
 
 
 def _scalar(spec: pa.DataType, payload: bytes) -> Any:
@@ -353,6 +359,8 @@ def _json_leaf(spec: pa.DataType) -> tuple[Callable[[Any], Any], Callable[[Any],
         )
     if pt.is_struct(spec):
         leaves = [(spec.field(i).name, *_json_leaf(spec.field(i).type)) for i in range(spec.num_fields)]
+        if all(to is _same for _, to, _ in leaves):  # a checked value has its fields in this order already
+            return _same, _same
         return (
             lambda v: {name: None if v[name] is None else to(v[name]) for name, to, _ in leaves},
             lambda v: {name: None if v[name] is None else back(v[name]) for name, _, back in leaves},

@@ -114,8 +114,16 @@ def install_packages() -> bool:
     # Hash mode is for the lock; the project itself is built here, by the build tools that the lock brought.
     pip("install", "--require-hashes", "--requirement", str(LOCK))
     pip("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    compile_packages()
     STAMP.write_text(stamp)
     return True
+
+
+def compile_packages() -> None:
+    """Bytecode for everything: where Python may not write it later, each start would compile it all again."""
+    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")]
+    # Some packages carry files for other Pythons, which do not compile; they are not imported either.
+    subprocess.run(command, check=False, capture_output=True)
 
 
 def make_venv() -> None:

@@ -5,7 +5,7 @@ Order is kept, one append at a time. A read of a builder waits for the appends t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.base import Entry, FeatureCache, Found, RunRecord, TraceRow
+from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 
 __all__ = ["BackgroundAppends"]
 
@@ -33,7 +34,20 @@ class BackgroundAppends:
         names = {name for table in tables for name in table["builder"].unique().to_pylist()}
         if not isinstance(traces, pa.Table):
             names |= {row.builder for row in traces}
-        self._pending.append((frozenset(names), self._writer.submit(self._append, entries, traces)))
+        self._pending.append(
+            (frozenset(names), self._writer.submit(self._guarded, self.cache.append, entries, traces))
+        )
+
+    def staging(self, run_id: str) -> Staging | None:
+        """The cache's, where its workers can write."""
+        self._raise()
+        return self.cache.staging(run_id) if isinstance(self.cache, StagingCache) else None
+
+    def append_staged(self, files: Sequence[StagedFile]) -> None:
+        self._raise()
+        assert isinstance(self.cache, StagingCache)  # `staging` gave something
+        names = frozenset(file.builder for file in files)
+        self._pending.append((names, self._writer.submit(self._guarded, self.cache.append_staged, files)))
 
     def wait(self, builder: str | None = None) -> None:
         """Return once the appends that hold `builder` (None: any) are durable."""
@@ -60,6 +74,10 @@ class BackgroundAppends:
     def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
         self.wait(builder)
         return self.cache.candidates(builder, config_hash, keys)
+
+    def has(self, builder: str) -> bool:
+        self.wait(builder)
+        return self.cache.has(builder)
 
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         self.wait(builder)
@@ -98,11 +116,11 @@ class BackgroundAppends:
         self.wait()
         return _itself, (self.cache,)
 
-    def _append(self, entries: pa.Table | None, traces: Sequence[TraceRow] | pa.Table) -> None:
+    def _guarded(self, append: Callable[..., None], *rows: Any) -> None:
         if self._failed is not None:
             return
         try:
-            self.cache.append(entries, traces)
+            append(*rows)
         except BaseException as error:
             self._failed = error
             raise

@@ -168,6 +168,9 @@ class FeatureCache(Protocol):
     def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
         """All ok entries of some keys, one per entry_id: what a stage away from the cache may find."""
 
+    def has(self, builder: str) -> bool:
+        """Whether there is any entry of a builder; reads none."""
+
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         """ok entries by entry_id, for ids that traces name."""
 

@@ -30,6 +30,7 @@ from featurekit_spark.cache.base import (
     TraceRow,
 )
 from featurekit_spark.cache.current import current_ids, found_in, newest_rows, to_entries
+from featurekit_spark.cache.staged import StagedFile, Staging, filesystem_of
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 from featurekit_spark.errors import CacheError
@@ -92,6 +93,12 @@ class DeltaCache:
                 )
         return list(found.values())
 
+    def has(self, builder: str) -> bool:
+        with self._lock:
+            table = self._open("entries")
+            own = [("builder", "=", builder)]
+            return table is not None and bool(table.file_uris(file_pruning_predicate=own))
+
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         ids = pa.array(sorted(set(entry_ids)), pa.string())
         where = [pc.field("entry_id").isin(ids), pc.field("status") == "ok"]
@@ -109,6 +116,42 @@ class DeltaCache:
             for name, rows in (("entries", entries), ("traces", traces)):
                 if rows is not None and len(rows):
                     self._write(name, rows)
+
+    def staging(self, run_id: str) -> Staging | None:
+        if self.storage_options:  # what opens the storage here is not given to workers
+            return None
+        with self._lock:
+            table = self._open("entries")
+            if table is None:
+                self.ensure("entries")
+                table = self._open("entries")
+                assert table is not None
+            return Staging(table.table_uri, run_id, self._stamp()).open()
+
+    def append_staged(self, files: Sequence[StagedFile]) -> None:
+        from deltalake.exceptions import DeltaError
+        from deltalake.transaction import AddAction, RemoveAction
+
+        actions: list[AddAction | RemoveAction] = [
+            AddAction(
+                file.path,
+                file.size,
+                {"builder": file.builder},
+                file.modified_ms,
+                True,
+                file.stats,
+            )
+            for file in files
+        ]
+        try:
+            with self._lock, table_lock(self.table_path("entries")):
+                table = self._open("entries", create=True)
+                assert table is not None
+                table.create_write_transaction(actions, "append", table.schema(), ["builder"])
+        except (DeltaError, OSError) as error:
+            rows = sum(file.rows for file in files)
+            path = self.table_path("entries")
+            raise CacheError(f"{rows} rows could not be appended to {path}: {error}") from error
 
     def traces(self, builder: str, group: str) -> pa.Table:
         rows = self._read("traces", builder, [pc.field("group") == group, pc.field("kind") != "pointer"])
@@ -146,13 +189,6 @@ class DeltaCache:
     def entry_columns(self) -> list[str]:
         """Columns of the entries table, in order."""
         return list(ENTRY_SCHEMA.names)
-
-    def has(self, builder: str) -> bool:
-        """Whether there is any entry of a builder; asks the table's log, not its files."""
-        with self._lock:
-            table = self._open("entries")
-            own = [("builder", "=", builder)]
-            return table is not None and bool(table.file_uris(file_pruning_predicate=own))
 
     def group_row(self, builder: str, group: str) -> TraceRow | None:
         """The newest group row of a target."""
@@ -198,7 +234,7 @@ class DeltaCache:
                 return schema.empty_table()
             dataset = table.to_pyarrow_dataset(
                 file_pruning_predicate=[("builder", "=", builder)] if builder is not None else None,
-                filesystem=_filesystem(table.table_uri),
+                filesystem=filesystem_of(table.table_uri),
             )
         try:
             rows = dataset.to_table(columns=schema.names, filter=reduce(and_, where) if where else None)
@@ -278,13 +314,3 @@ class DeltaCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         DeltaCache.__init__(self, state["path"], storage_options=state["storage_options"])
-
-
-def _filesystem(uri: str) -> Any:
-    """pyarrow's own filesystem over the table's folder: the one of `deltalake` can abort at interpreter exit."""
-    from pyarrow import fs
-
-    if "://" not in uri or uri.startswith("file://"):
-        return fs.SubTreeFileSystem(uri.removeprefix("file://"), fs.LocalFileSystem())
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return fs.SubTreeFileSystem(path, filesystem)

@@ -75,6 +75,9 @@ class MemoryCache:
             ]
             return [self.find(builder, config_hash, {e.key: e.entry_id})[e.key] for e in entries]
 
+    def has(self, builder: str) -> bool:
+        return bool(self._rows.get(builder))
+
     def by_id(self, builder: str, entry_ids: Iterable[str]) -> dict[str, Entry]:
         with self._lock:
             return {i: self._entries[builder, i] for i in entry_ids if (builder, i) in self._entries}

@@ -6,6 +6,7 @@ Owns arguments, exit codes and streams: results on stdout, everything else on st
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -132,6 +133,8 @@ def _run(request: _Request, report: RunReport) -> None:
     from featurekit_spark.bootstrap import Bootstrap
     from featurekit_spark.pipelines.logic import Gate, run_logic
 
+    # A run makes millions of small objects and no rings of them: looking for rings is a tenth of its time.
+    gc.set_threshold(200_000, 20, 100)
     with progress_line() as progress:
         boot = Bootstrap(
             settings,

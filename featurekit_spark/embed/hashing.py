@@ -41,6 +41,10 @@ class HashingEmbedder:
     def __repr__(self) -> str:
         return f"HashingEmbedder({self.dim}, seed={self.seed})"
 
+    def warm_up(self) -> None:
+        """Load what the first `embed` of a process would load."""
+        self.embed(["warm"])
+
     def embed(self, texts: Sequence[str]) -> Vectors:
         """float32 [len(texts), dim], rows of unit length; equal texts get equal bits in any batch."""
         for text in texts:

@@ -27,6 +27,12 @@ class LocalEngine:
     def check(self, plan: Plan, job: Job) -> None:
         """Nothing has to travel."""
 
+    def prepare(self, keys: int, plan: Plan, job: Job) -> None:
+        """Nothing has to be started."""
+
+    def settle(self) -> None:
+        """Nothing runs in the background."""
+
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
         store = evaluator.store
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):

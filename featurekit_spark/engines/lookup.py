@@ -49,7 +49,7 @@ def stage_candidates(stage: KeyedStage, keys: Sequence[Key], job: Job) -> list[F
     """All entries of the stage's keys, for every builder that it evaluates and caches."""
     found: list[Found] = []
     for builder in local_builders(stage, job):
-        if not builder.inline and not builder.is_dynamic():
+        if not builder.inline and not builder.is_dynamic() and job.cache.has(builder.name):
             texts = list(dict.fromkeys(key_json(keys_of(stage.space.key, key, builder.key)) for key in keys))
             found += job.cache.candidates(builder.name, job.bindings[builder].config_hash, texts)
     return found

@@ -7,19 +7,31 @@ action, so nothing is evaluated twice.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.builder import FeatureBuilder, keys_of
+from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import as_table, local_builders, stage_candidates
-from featurekit_spark.engines.tasks import ChunkTask, StageWork, framed, opened, raised
+from featurekit_spark.engines.tasks import (
+    CHUNK_ANSWER,
+    ChunkTask,
+    StageWork,
+    WarmTask,
+    framed,
+    opened,
+    raised,
+)
 from featurekit_spark.errors import ContextError
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Job
@@ -28,8 +40,9 @@ from featurekit_spark.plan import KeyedStage, Plan, ReadSource
 from featurekit_spark.results import (
     ROW_SCHEMA,
     Counts,
-    Origin,
     Result,
+    count_rows,
+    entry_rows,
     new_entries,
     new_pointers,
     results_by_key,
@@ -65,13 +78,45 @@ class SparkEngine:
         self.partitions = partitions
         self.collect_mb = collect_mb
         self._local = LocalEngine()
+        self._starter: ThreadPoolExecutor | None = None
+        self._starting: Future[SparkSession] | None = None
 
     @property
     def session(self) -> SparkSession:
         """The SparkSession, started now if this is the first stage that needs one."""
         if self._session is None:
-            self._session = _started(self._given)
+            starting = self._starting
+            self._session = starting.result() if starting is not None else _started(self._given)
         return self._session
+
+    def prepare(self, keys: int, plan: Plan, job: Job) -> None:
+        """Start a session, and have its workers load what they need, while the driver reads and checks."""
+        stages = [stage for stage in plan.stages if isinstance(stage, KeyedStage)]
+        away = [stage for stage in stages if keys > stage.in_process_limit(self.in_process_keys)]
+        if self._starter is not None or not away:
+            return
+        context = {name: value for stage in away for name, value in travelling(stage, job).items()}
+        builders = tuple(builder for stage in away for builder in stage.builders)
+        work = StageWork((), builders, job.bindings, context, (), job.now, job.batch_rows)
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="featurekit-spark")
+        if _is_running(self._given):  # a notebook's, which only this thread can tell from none
+            self._session = self.session
+        else:
+            self._starting = self._starter.submit(_started, self._given)
+        self._starter.submit(self._warm_up, work)
+
+    def settle(self) -> None:
+        if self._starter is not None:
+            self._starter.shutdown()
+            self._starter = None
+
+    def _warm_up(self, work: StageWork) -> None:
+        """One small job over all slots, shaped as the stages' are. What fails here fails there, and is told there."""
+        with suppress(Exception):
+            session = self.session
+            slots = self.partitions or _parallelism(session)
+            frame = session.createDataFrame(pa.table({"chunk": pa.array([b""] * slots, pa.binary())}))
+            frame.mapInArrow(WarmTask(work), CHUNK_ANSWER).toArrow()
 
     def check(self, plan: Plan, job: Job) -> None:
         """A context attribute that a stage needs and that cannot travel is an error before anything ran."""
@@ -94,7 +139,7 @@ class SparkEngine:
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
         # What a gather reads is on the driver. A group-level builder gathers once and spreads what it made.
         gathers = any(dep.keyset is not None for b in stage.builders for dep in job.bindings[b].deps)
-        keys = [key for key in keys if _is_new(stage, key, evaluator)]
+        keys = _new_keys(stage, keys, evaluator)
         if gathers or len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
@@ -108,16 +153,38 @@ class SparkEngine:
         frame = session.createDataFrame(pa.table({"chunk": pa.array(payloads, pa.binary())}))
         if len(chunks) > slots and self.partitions:
             frame = frame.repartition(slots)
-        answers = frame.mapInArrow(ChunkTask(work), "rows binary, failure string").toArrow()
-        rows = pa.concat_tables([opened(part.as_py()) for part in answers["rows"]])
-        self.take(stage, rows, evaluator, job)  # before any error: what was paid for is kept
-        for failure in answers["failure"].to_pylist():
-            if failure is not None:
-                raise raised(failure)
+        with _staging(work, job) as staging:
+            answers = frame.mapInArrow(ChunkTask(work, staging), CHUNK_ANSWER).toArrow()
+            rows = [opened(part) for part in answers["rows"].drop_null().to_pylist()]
+            # before any error: what was paid for is kept
+            self.take(stage, pa.concat_tables(rows), evaluator, job)
+            if staging is not None:
+                self.take_staged(stage, staging, answers["staged"].drop_null().to_pylist(), evaluator, job)
+        for failure in answers["failure"].drop_null().to_pylist():
+            raise raised(failure)
         job.progress(stage.label, len(keys), len(keys))
 
     def scan(self, scan: Any) -> pa.Table:
         return self._local.scan(scan)
+
+    def take_staged(
+        self, stage: KeyedStage, staging: Staging, told: Sequence[str], evaluator: Evaluator, job: Job
+    ) -> None:
+        """Commit the files that a stage's workers left, count what is in them, and read what later stages read."""
+        answers = [json.loads(text) for text in told]
+        files = [StagedFile(**file) for answer in answers for file in answer["files"]]
+        if not files:
+            return
+        assert isinstance(job.cache, StagingCache)  # it gave the staging
+        job.cache.append_staged(files)
+        for answer in answers:
+            for name, counts in answer["counts"].items():
+                evaluator.done.setdefault(name, Counts()).add(Counts(**counts))
+        for file in files:
+            builder = next((b for b in stage.builders if b.name == file.builder), None)
+            if builder is not None:
+                rows = entry_rows(staging.read(file))
+                evaluator.give(builder, results_by_key(rows, job.bindings[builder].type))
 
     def take(self, stage: KeyedStage, rows: pa.Table, evaluator: Evaluator, job: Job) -> None:
         """Commit a stage's rows in one append, count them, and remember what later stages read."""
@@ -130,9 +197,23 @@ class SparkEngine:
         for builder, bound in job.bindings.items():
             own = rows.filter(pc.equal(rows["builder"], builder.name))
             if len(own):
-                evaluator.done.setdefault(builder.name, Counts()).add(counted(own, paid=builder.paid))
+                evaluator.done.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
                 if builder in stage.builders:
                     evaluator.give(builder, results_by_key(own, bound.type))
+
+
+@contextmanager
+def _staging(work: StageWork, job: Job) -> Iterator[Staging | None]:
+    """Where the stage's workers may leave new entries; nowhere where a hand-written get makes them, whose reads are
+    kept beside the entry."""
+    staging = None
+    if work.cache is None and isinstance(job.cache, StagingCache):
+        staging = job.cache.staging(job.run_id)
+    try:
+        yield staging
+    finally:
+        if staging is not None:
+            staging.close()
 
 
 def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
@@ -204,29 +285,24 @@ def travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
     return {name: getattr(job.context, name) for name in sorted(names) if hasattr(job.context, name)}
 
 
-def counted(rows: pa.Table, *, paid: bool) -> Counts:
-    tallies = {row["values"]: row["counts"] for row in rows["origin"].value_counts().to_pylist()}
-    built = rows.filter(pc.is_in(rows["origin"], pa.array([Origin.COMPUTED.value, Origin.ERROR.value])))
-    calls = len(built) if paid else 0
-    usd: float | None = 0.0
-    if calls:
-        usd = None if built["usd"].null_count else pc.sum(built["usd"]).as_py()
-    return Counts(
-        hit=tallies.get("hit", 0),
-        computed=tallies.get("computed", 0),
-        empty=tallies.get("empty", 0),
-        error=tallies.get("error", 0) + tallies.get("upstream", 0),
-        calls=calls,
-        tokens=pc.sum(built["tokens"]).as_py() or 0,
-        usd=usd,
-        seconds=pc.sum(built["seconds"]).as_py() or 0.0,
-    )
+def _new_keys(stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator) -> Sequence[Key]:
+    """Keys for which some builder of the stage has no result yet: a value may lead to a key that was read before."""
+    known = [(evaluator.results.get(builder.name, {}), builder.key) for builder in stage.builders]
+    if not any(results for results, _ in known):
+        return keys
+    space = stage.space.key
+    return [
+        key for key in keys if any(keys_of(space, key, fields) not in results for results, fields in known)
+    ]
 
 
-def _is_new(stage: KeyedStage, key: Key, evaluator: Evaluator) -> bool:
-    """Whether some builder of the stage has no result yet for `key`: a value may lead to a key that was read before."""
-    known = evaluator.results
-    return any(keys_of(stage.space.key, key, b.key) not in known.get(b.name, {}) for b in stage.builders)
+def _is_running(spark: Any) -> bool:
+    """Whether there is a session already, given or active in this thread."""
+    if "pyspark" not in sys.modules and (spark is None or callable(spark)):
+        return False
+    from pyspark.sql import SparkSession
+
+    return isinstance(spark, SparkSession) or SparkSession.getActiveSession() is not None
 
 
 def _started(spark: Any) -> SparkSession:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
@@ -18,15 +18,26 @@ import pyarrow.compute as pc
 
 from featurekit_spark import errors
 from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, keys_of
+from featurekit_spark.cache.staged import Staging
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
 from featurekit_spark.errors import FeaturekitError
 from featurekit_spark.evaluate import Bindings, Evaluator
 from featurekit_spark.fingerprint import key_json
-from featurekit_spark.results import ROW_SCHEMA, Origin, Result, results_by_key, to_rows
+from featurekit_spark.results import (
+    ROW_SCHEMA,
+    Counts,
+    Origin,
+    Result,
+    count_rows,
+    plain_entries,
+    results_by_key,
+    to_rows,
+)
 from featurekit_spark.values import ValueType, typed_column
 
 __all__ = [
+    "CHUNK_ANSWER",
     "GIVEN_SCHEMA",
     "ChunkTask",
     "ColumnTask",
@@ -37,6 +48,7 @@ __all__ = [
     "ReadsTask",
     "SourceTask",
     "StageWork",
+    "WarmTask",
     "closed",
     "framed",
     "opened",
@@ -67,6 +79,10 @@ class StageWork:
     now: datetime
     batch_rows: int
     cache: Any = None
+
+    def inline(self) -> list[str]:
+        """The builders that no cache keeps."""
+        return [builder.name for builder, _ in self.bindings.items() if builder.inline]
 
     def evaluator(self, given: pa.Table, cached: pa.Table) -> Evaluator:
         """An evaluator that knows the given rows."""
@@ -108,22 +124,68 @@ class StageWork:
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """For results that fit the driver: a chunk in one cell, its keys, given rows and candidates as Arrow streams."""
+    """For keys that fit the driver: a chunk in one cell, its keys, given rows and candidates as Arrow streams.
+
+    New entries are staged as files where `staging` can be reached from here, and travel as rows otherwise; so do those
+    with something that a file has no column for (an expiry, reads).
+    """
 
     work: StageWork
+    staging: Staging | None = None
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        writer = self.staging.writer() if self.staging is not None else None
+        counts: dict[str, Counts] = {}
         for batch in batches:
             for chunk in batch["chunk"]:
                 keys, given, cached = unpacked(chunk.as_py())
                 rows, ended = self.work.resolve(_keys(keys["key"]), given, cached)
+                if writer is not None:
+                    plain, rows = plain_entries(rows, self.work.inline())
+                    writer.add(plain)
+                    for builder, _ in self.work.bindings.items():
+                        own = plain.filter(pc.equal(plain["builder"], builder.name))
+                        if len(own):
+                            counts.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
                 failure = None if ended is None else told(ended)
-                yield pa.record_batch(
-                    {
-                        "rows": pa.array([closed(rows)], pa.binary()),
-                        "failure": pa.array([failure], pa.string()),
-                    }
-                )
+                yield _answer(rows=closed(rows), failure=failure)
+        if writer is not None:
+            files = [asdict(file) for file in writer.close()]
+            tallies = {name: asdict(own) for name, own in counts.items()}
+            yield _answer(staged=json.dumps({"files": files, "counts": tallies}))
+
+
+CHUNK_ANSWER = "rows binary, failure string, staged string"
+
+
+def _answer(
+    *, rows: bytes | None = None, failure: str | None = None, staged: str | None = None
+) -> pa.RecordBatch:
+    return pa.record_batch(
+        {
+            "rows": pa.array([rows], pa.binary()),
+            "failure": pa.array([failure], pa.string()),
+            "staged": pa.array([staged], pa.string()),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class WarmTask:
+    """Computes nothing; leaves a worker with everything loaded that the stages of a run need."""
+
+    work: StageWork
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pandas as pd
+
+        for value in self.work.context.values():
+            warm_up = getattr(value, "warm_up", None)
+            if warm_up is not None:
+                warm_up()
+        for batch in batches:
+            pd.DataFrame({"chunk": batch["chunk"].to_pylist()})
+            yield _answer()
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class MatrixStore:
 
     def _append(self, ref: MatrixRef, ids: list[str], vectors: Floats) -> None:
         import pyarrow as pa
-        from deltalake import CommitProperties, write_deltalake
+        from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
 
         step = max(1, _BLOCK_BYTES // max(1, 4 * ref.dim))
         starts = range(0, max(len(ids), 1), step)  # an empty matrix is one empty block
@@ -139,6 +139,13 @@ class MatrixStore:
                 table,
                 mode="append",
                 partition_by=["hash"],
+                # Random bits: nothing to compress, to code or to bound.
+                writer_properties=WriterProperties(
+                    compression="UNCOMPRESSED",
+                    default_column_properties=ColumnProperties(
+                        dictionary_enabled=False, statistics_enabled="NONE"
+                    ),
+                ),
                 configuration={"delta.minReaderVersion": "1", "delta.minWriterVersion": "2"},
                 commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
             )
@@ -204,7 +211,7 @@ os.register_at_fork(after_in_child=_fresh_lock)
 def _content_hash(ids: Sequence[str], vectors: Floats) -> str:
     image = sha256(f"matrix\n{len(ids)}\n{vectors.shape[1]}\n".encode())
     image.update(json.dumps(list(ids)).encode())
-    image.update(vectors.astype("<f4", copy=False).tobytes())
+    image.update(np.ascontiguousarray(vectors, dtype="<f4").data)
     return image.hexdigest()[:32]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +232,65 @@ def test_an_engine_of_ones_own_session(spark: Any) -> None:
     engine = SparkEngine(lambda: spark, in_process_keys=0)
     result = Session(context(), MemoryCache(), engine=engine).run(shop.Title.over(ProductIds), **ABT)
     assert result.keys == 8
+
+
+# -- beside the run ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """Loads once per process, and leaves a file for each load."""
+
+    folder: str
+    broken: bool = False
+
+    def warm_up(self) -> None:
+        (Path(self.folder) / f"{os.getpid()}").write_text("loaded")
+        if self.broken:
+            raise OSError("no weights")
+
+    def loud(self, text: str) -> str:
+        return text.upper()
+
+
+@dataclass(frozen=True)
+class Modelled:
+    world: shop.World
+    model: Model
+    clock: Any = field(default_factory=MovingClock)
+
+
+class Loud(FeatureBuilder[str]):
+    key, deps, value, needs = shop.PRODUCT, (shop.Title,), pa.string(), ("model",)
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return context.model.loud(inputs["Title"])
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["loads", "does not load"])
+def test_what_a_worker_loads_is_loaded_beside_the_run(spark: Any, tmp_path: Path, broken: bool) -> None:
+    own = Modelled(context().world, Model(str(tmp_path), broken))
+    result = session(spark, MemoryCache(), own).run(Loud.over(ProductIds), **ABT)
+    assert result.values("Loud")["abt", "US", "p2"] == "SOFA"
+    loaded = {path.name for path in tmp_path.iterdir()}
+    assert loaded and str(os.getpid()) not in loaded
+
+
+def test_a_session_that_does_not_start_is_the_runs_error() -> None:
+    def start() -> Any:
+        raise RuntimeError("no cluster")
+
+    with pytest.raises(RuntimeError, match="no cluster"):
+        session(start, MemoryCache()).run(shop.Label.over(ProductIds), **ABT)
+
+
+def test_entries_are_files_of_the_workers(spark: Any, tmp_path: Path) -> None:
+    """Values do not pass through the driver, the answers are those of a cache that takes rows only."""
+    cache = DeltaCache(str(tmp_path / "cache"))
+    made = session(spark, cache).run(shop.Logic.over(ProductIds), **ABT)
+    rows = session(spark, MemoryCache()).run(shop.Logic.over(ProductIds), **ABT)
+    assert made.table("Logic").drop(["ts"]).equals(rows.table("Logic").drop(["ts"]))
+    counts = [{name: replace(c, seconds=0.0) for name, c in r.builders.items()} for r in (made, rows)]
+    assert counts[0] == counts[1]
+    assert list((tmp_path / "cache/entries/builder=Logic").glob("part-*.zstd.parquet"))
+    assert not list((tmp_path / "cache/entries/_featurekit").iterdir())

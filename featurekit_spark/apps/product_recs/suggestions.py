@@ -16,6 +16,8 @@ _BULLET = r"\s*(?:\(?\d{1,3}[.):]|[-*+\u2022\u2023\u2013\u2014])"
 _ITEM = re.compile(rf"{_BULLET}\s+(?P<item>.*\S)\s*")
 _EMPTY_ITEM = re.compile(rf"{_BULLET}\s*")
 _FENCE = re.compile(r"^\s*```\w*\s*$", re.MULTILINE)
+_OPENING = re.compile(r"[\[{]")
+_DECODER = json.JSONDecoder()
 _TEXT_FIELDS = ("title", "name", "description", "product", "text")
 _MARKED = re.compile(r"(?P<mark>\*\*|__|[*_`\"'])(?P<inner>(?:(?!(?P=mark)).)+)(?P=mark)")
 _QUOTED = re.compile("\u201c(?P<inner>[^\u201c\u201d]+)\u201d")
@@ -70,9 +72,9 @@ def parse_suggestions(answer: str | None, *, limit: int) -> list[str]:
 
 def _from_json(text: str) -> list[str] | None:
     """The items of the first JSON list (or of an object's first list) in `text`; None where there is none."""
-    for start in (i for i, char in enumerate(text) if char in "[{"):
+    for opening in _OPENING.finditer(text):
         try:
-            value, _ = json.JSONDecoder().raw_decode(text, start)
+            value, _ = _DECODER.raw_decode(text, opening.start())
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
