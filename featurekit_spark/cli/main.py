@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,18 +21,21 @@ import typer
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.report import RunReport
+from featurekit_spark.cli.shared import (
+    ConfFile,
+    Engine,
+    Market,
+    Merchant,
+    Output,
+    OutputOption,
+    Overrides,
+    settings_of,
+)
 from featurekit_spark.cli.streams import stderr_apart
-from featurekit_spark.config import check_name, load_settings
+from featurekit_spark.config import check_name
 from featurekit_spark.errors import FeaturekitError
 
 __all__ = ["app", "run_logic_main"]
-
-
-class Output(StrEnum):
-    """How a run's result is printed."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 app = typer.Typer(
@@ -55,22 +56,16 @@ def _root() -> None:
 @app.command("run")
 @_job.command()
 def run_command(
-    merchant: Annotated[str, typer.Option(help="Merchant, as in the name of the catalog's file.")],
-    market: Annotated[str, typer.Option(help="Market, such as US.")],
-    conf_file: Annotated[
-        Path | None, typer.Option(help="Settings (YAML); merchants/MERCHANT.yaml beside it is read as well.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting: search.top_k=20.")
-    ] = None,
+    merchant: Merchant,
+    market: Market,
+    conf_file: ConfFile = None,
+    overrides: Overrides = None,
     run_date: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The date the run takes for today.")
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="The run's name; made up if not given.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="spark or local (no JVM); short for --set engine.kind=...")
-    ] = None,
-    output: Annotated[Output, typer.Option(help="json: one line with one JSON object.")] = Output.TEXT,
+    engine: Engine = None,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
 
@@ -78,8 +73,7 @@ def run_command(
     5 partial, 6 budget or quota spent, 75 temporary failure.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
-    changes = [*(overrides or []), *([f"engine.kind={engine}"] if engine else [])]
-    request = _Request(merchant, market, conf_file, changes, run_date, run_id)
+    request = _Request(merchant, market, conf_file, overrides, engine, run_date, run_id)
     report = RunReport(merchant=merchant, market=market, run_id=run_id)
     try:
         _run(request, report)
@@ -114,18 +108,15 @@ class _Request:
     merchant: str
     market: str
     conf_file: Path | None
-    overrides: Sequence[str]
+    overrides: list[str] | None
+    engine: str | None
     run_date: datetime | None
     run_id: str | None
 
 
 def _run(request: _Request, report: RunReport) -> None:
-    settings = load_settings(
-        merchant=request.merchant,
-        market=request.market,
-        conf_file=request.conf_file,
-        environ=os.environ,
-        overrides=request.overrides,
+    settings = settings_of(
+        request.merchant, request.market, request.conf_file, request.overrides, request.engine
     )
     if request.run_id is not None:
         check_name("run id", request.run_id)
