@@ -23,7 +23,7 @@ from featurekit_spark.context import Context, FixedClock, utc_now
 from featurekit_spark.embed.base import Embedder
 from featurekit_spark.embed.hashing import HashingEmbedder
 from featurekit_spark.errors import ConfigError, LockedError, UsageError
-from featurekit_spark.execute import Progress
+from featurekit_spark.job import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.offline import OfflineLLM
 from featurekit_spark.llm.openai import OpenAIChat

@@ -1,27 +1,27 @@
 """Carrying out a plan for one group, stage by stage, with keys and small results on the driver.
 
-Knows stages, traces and commits; how a keyed stage is spread over processes is the engine's affair.
+Knows stages and commits; what is proven unchanged is in `check`, and how a keyed stage is spread over processes is
+the engine's affair.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from featurekit_spark.builder import KeySet, import_path
+from featurekit_spark.builder import KeySet
 from featurekit_spark.cache.background import BackgroundAppends
-from featurekit_spark.cache.base import TRACE_SCHEMA, FeatureCache
+from featurekit_spark.check import Proofs
 from featurekit_spark.controller import HandController, commit
 from featurekit_spark.errors import BuildError, DataError, FeaturekitError
-from featurekit_spark.evaluate import Bindings, Evaluator
-from featurekit_spark.fingerprint import digest, group_hash, inputs_hash, key_json
+from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.fingerprint import digest, group_hash, key_json
 from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job
 from featurekit_spark.plan import (
     CheckTraces,
     GatherStage,
@@ -30,29 +30,13 @@ from featurekit_spark.plan import (
     ReadKeys,
     ReadSource,
     Space,
-    TargetTrace,
 )
 from featurekit_spark.results import Counts, Origin, Result, from_entry
 from featurekit_spark.values import typed_column
 
-__all__ = ["Check", "Engine", "Execution", "Job", "Progress", "group_trace", "plan_hash", "scan_of"]
+__all__ = ["Engine", "Execution", "scan_of"]
 
 Key = tuple[Any, ...]
-Progress = Callable[[str, int, int], None]
-"""(what, done, of how many keys), called as a run advances."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every stage of one run shares."""
-
-    bindings: Bindings
-    context: Any
-    cache: FeatureCache
-    now: datetime
-    run_id: str
-    batch_rows: int
-    progress: Progress = field(default=lambda what, done, total: None)
 
 
 class Engine(Protocol):
@@ -77,29 +61,13 @@ class Engine(Protocol):
         """A source's scan as an Arrow table of (member, value)."""
 
 
-@dataclass
-class Check:
-    """Traces of one target: what its keys read now, and which of them are proven."""
-
-    trace: TargetTrace
-    plan_hash: str
-    keyed: dict[Key, str] = field(default_factory=dict)
-    group: str = ""
-    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
-    stored_group: dict[str, Any] | None = None
-    same_group: bool = False
-    gathered: list[tuple[Any, Key, Result]] = field(default_factory=list)
-    proven: dict[Key, dict[str, Any]] = field(default_factory=dict)
-
-
-class Execution:
+class Execution(Proofs):
     """One run of one group. `run()` once, then read `results_of` and `counts`."""
 
     def __init__(self, plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> None:
         self.appends = BackgroundAppends(job.cache)
         job = replace(job, cache=self.appends)
-        self.plan, self.graph, self.job, self.engine, self.group = plan, graph, job, engine, group
-        self.evaluator = Evaluator(
+        evaluator = Evaluator(
             job.bindings,
             job.context,
             job.cache,
@@ -108,10 +76,8 @@ class Execution:
             batch_rows=job.batch_rows,
             controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
         )
-        self.members: dict[str, list[Key]] = {}
-        self.todo: dict[str, list[Key]] = {}
-        self.checks: dict[str, Check] = {}
-        self.regather = True
+        super().__init__(plan, graph, job, evaluator, group)
+        self.engine = engine
         self.seconds: dict[str, float] = {}
 
     def run(self) -> None:
@@ -254,6 +220,7 @@ class Execution:
                 self._read_source(source, space)
             case CheckTraces(traces):
                 self._check(traces)
+                self.engine.prepare(max(map(len, self.todo.values()), default=0), self.plan, self.job)
             case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
                 pass
             case KeyedStage():
@@ -270,9 +237,6 @@ class Execution:
             self.engine.run_stage(stage, keys, self.evaluator, self.job)
         if stage.paid:
             self.appends.wait()  # what was paid for is durable before anything else happens
-
-    def _wanted(self) -> bool:
-        return any(self.todo.values())
 
     def _read_keys(self, keyset: type[KeySet]) -> None:
         group = self._group_key(keyset.key)
@@ -306,152 +270,6 @@ class Execution:
         scan = scan_of(source, self.job, self.plan.group_fields, self.group)
         return None if scan is None else self.engine.scan(scan)
 
-    def _check(self, traces: Iterable[TargetTrace]) -> None:
-        for trace in traces:
-            members = self.members[trace.keyset.name]
-            check = Check(trace, plan_hash(trace, self.graph, self.job.bindings))
-            check.group = group_trace(trace, self._tree, self._group_source)
-            columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
-            for i, key in enumerate(members):
-                check.keyed[key] = inputs_hash([column[i] for column in columns])
-            stored = self.job.cache.traces(trace.target.name, self._group_text()).to_pylist()
-            check.stored_group = next((row for row in stored if row["kind"] == "group"), None)
-            check.stored = {row["key"]: row for row in stored if row["kind"] == "target"}
-            check.same_group = self._same_group(check)
-            if trace.provable and check.same_group:
-                alive = set(self.job.cache.ids(trace.target.name).to_pylist())
-                for key in members:
-                    last = check.stored.get(key_json(key))
-                    if last is not None and self._holds(last, check, key, alive):
-                        check.proven[key] = last
-            self.checks[trace.target.name] = check
-            todo = self.todo.setdefault(trace.keyset.name, [])
-            have = set(todo)
-            todo += [key for key in members if key not in check.proven and key not in have]
-        self.engine.prepare(max(map(len, self.todo.values())), self.plan, self.job)
-        self.regather = self._wanted() and any(not check.same_group for check in self.checks.values())
-        if self._wanted() and not self.regather:
-            for check in self.checks.values():
-                for builder, key, result in check.gathered:
-                    self.evaluator.give(builder, {key: result})
-
-    def _same_group(self, check: Check) -> bool:
-        """Whether what was gathered last time still stands; if so, `check.gathered` is what came of it."""
-        row = check.stored_group
-        if (
-            row is None
-            or row["status"] != "ok"
-            or row["group_trace"] != check.group
-            or row["plan_hash"] != check.plan_hash
-            or (row["valid_until"] is not None and self.job.now >= row["valid_until"])
-        ):
-            return False
-        for name, text, identity in json.loads(row["reads"] or "[]"):
-            entry = self.job.cache.by_id(name, [identity]).get(identity)
-            if entry is None:
-                return False
-            bound = self.job.bindings[self.graph[name]]
-            result = from_entry(entry, bound.type, until=row["valid_until"])
-            check.gathered.append((self.graph[name], tuple(json.loads(text)), result))
-        return True
-
-    def _holds(self, row: dict[str, Any], check: Check, key: Key, alive: set[str]) -> bool:
-        return (
-            row["status"] == "ok"
-            and row["plan_hash"] == check.plan_hash
-            and row["keyed_trace"] == check.keyed[key]
-            and (row["valid_until"] is None or self.job.now < row["valid_until"])
-            and (row["entry_id"] is None or row["entry_id"] in alive)
-            and self._reads_hold(row["reads"])
-        )
-
-    def _reads_hold(self, reads: str | None) -> bool:
-        return reads is None or HandController(self.job.context, self.job.cache, self.evaluator).still_reads(
-            reads
-        )
-
-    def _tree(self, keyset: type[KeySet], source: Any) -> str:
-        members = self.members[keyset.name]
-        hashes = [""] * len(members) if source is None else self._hashes(source, keyset, members)
-        return group_hash(zip(map(key_json, members), hashes, strict=True))
-
-    def _group_source(self, source: Any) -> str:
-        return self.evaluator.resolve(source, [self._group_key(source.key)])[0].value_hash or "error"
-
-    def _hashes(self, source: Any, keyset: type[KeySet], members: Sequence[Key]) -> list[str]:
-        at = [keyset.member_key().index(name) for name in source.key]
-        keys = [tuple(key[i] for i in at) for key in members]
-        return [r.value_hash or "error" for r in self.evaluator.resolve(source, keys)]
-
-    def _write_traces(self) -> None:
-        """For every walked key what it read, where that differs from what is stored; then the group's row."""
-        rows: list[dict[str, Any]] = []
-        now, run_id, group = self.job.now, self.job.run_id, self._group_text()
-        for name, check in self.checks.items():
-            if not check.trace.provable:
-                continue
-            bound = self.job.bindings[check.trace.target]
-            known = self.evaluator.results.get(name, {})
-            stamp = {
-                "builder": name,
-                "config_hash": bound.config_hash,
-                "group": group,
-                "plan_hash": check.plan_hash,
-                "epoch": 0,
-                "ts": now,
-                "run_id": run_id,
-            }
-            for key in self.members[check.trace.keyset.name]:
-                if key in check.proven:
-                    continue
-                result, text = known[key], key_json(key)
-                row = {
-                    "kind": "target",
-                    "key": text,
-                    "keyed_trace": check.keyed[key],
-                    "reads": _reads_json(result),
-                    "valid_until": result.until,
-                    "status": "error" if result.failed else "ok",
-                    "entry_id": None if result.failed else result.entry_id,
-                    "value_hash": result.value_hash,
-                    **stamp,
-                }
-                if _differs(row, check.stored.get(text)):
-                    rows.append(row)
-            if not check.same_group:
-                row = {
-                    "kind": "group",
-                    "key": group,
-                    "group_trace": check.group,
-                    **self._gathered(check),
-                    **stamp,
-                }
-                if _differs(row, check.stored_group):
-                    rows.append(row)
-        if rows:
-            self.job.cache.append(None, pa.Table.from_pylist(rows, schema=TRACE_SCHEMA))
-
-    def _gathered(self, check: Check) -> dict[str, Any]:
-        """What the group's row says of the gathers below a target: their entries, and until when they stand.
-
-        Its status is error, so that the next run gathers again, where a member or a gather failed.
-        """
-        entries, until, whole = [], None, True
-        for builder in self.graph.needs_of(check.trace.target):
-            whole = whole and builder.name not in self.evaluator.incomplete
-            gathers = any(dep.keyset is not None for dep in self.job.bindings[builder].deps)
-            if gathers and set(builder.key) <= set(self.plan.group_fields):
-                for key, result in self.evaluator.results.get(builder.name, {}).items():
-                    whole = whole and result.entry_id is not None and not result.failed
-                    entries.append([builder.name, key_json(key), result.entry_id])
-                    if result.until is not None:
-                        until = result.until if until is None else min(until, result.until)
-        return {
-            "status": "ok" if whole else "error",
-            "valid_until": until,
-            "reads": json.dumps(entries) if entries else None,
-        }
-
     def _keys(self, space: Space, *, all_members: bool) -> list[Key]:
         match space.kind:
             case "group":
@@ -469,13 +287,6 @@ class Execution:
     def _members_of(self, space: Space) -> list[Key]:
         return self.members[space.label.removeprefix("of ")]
 
-    def _group_key(self, fields: tuple[str, ...]) -> Key:
-        mine = self.plan.group_fields
-        return tuple(self.group[mine.index(name)] for name in fields)
-
-    def _group_text(self) -> str:
-        return key_json(self.group)
-
 
 def scan_of(source: Any, job: Job, fields: tuple[str, ...], group: Key) -> Any:
     """A source's scan of the group, or None where it offers none."""
@@ -484,45 +295,3 @@ def scan_of(source: Any, job: Job, fields: tuple[str, ...], group: Key) -> Any:
     bound = job.bindings[source]
     named = dict(zip(fields, group, strict=True))
     return bound.builder.scan(named, bound.config, bound.view(job.context))  # type: ignore[attr-defined]
-
-
-def group_trace(
-    trace: TargetTrace, tree: Callable[[type[KeySet], Any], str], hash_of: Callable[[Any], str]
-) -> str:
-    """Hash of everything a target reads of its group. `tree(keyset, source)` is the `group_hash` over the members'
-    value hashes of a source (None: over the members alone), `hash_of` the value hash of a group-level source."""
-    parts = []
-    for keyset, sources in trace.gathered:
-        parts += [tree(keyset, source) for source in (*sources, None)]
-    if trace.gathered and all(keyset is not trace.keyset for keyset, _ in trace.gathered):
-        # A key that went and came back was not checked against the groups in between.
-        parts.append(tree(trace.keyset, None))
-    parts += [f"{source.name} {hash_of(source)}" for source in trace.grouped]
-    return digest("gathered", *parts)
-
-
-def plan_hash(trace: TargetTrace, graph: Graph, bindings: Bindings) -> str:
-    """Hash of the configs and ttls of everything below a target: what a trace was proven under."""
-    parts = []
-    for builder in graph.needs_of(trace.target):
-        bound = bindings[builder]
-        parts.append(f"{bound.config_hash} {bound.builder.freshness.ttl}")
-    return digest("plan", import_path(trace.keyset), *parts)
-
-
-def _reads_json(result: Result) -> str | None:
-    return json.dumps([list(read) for read in result.reads]) if result.reads else None
-
-
-def _differs(row: dict[str, Any], stored: dict[str, Any] | None) -> bool:
-    names = (
-        "plan_hash",
-        "keyed_trace",
-        "group_trace",
-        "reads",
-        "valid_until",
-        "status",
-        "entry_id",
-        "value_hash",
-    )
-    return stored is None or any(row.get(name) != stored[name] for name in names)

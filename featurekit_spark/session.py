@@ -21,9 +21,10 @@ from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import UsageError
 from featurekit_spark.evaluate import Bindings
-from featurekit_spark.execute import Engine, Execution, Job, Progress
+from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job, Progress
 from featurekit_spark.plan import Plan, PlanState, build_plan
 from featurekit_spark.results import Counts
 

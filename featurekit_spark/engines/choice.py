@@ -7,8 +7,9 @@ from typing import Any
 
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.engines.tables import TableExecution
-from featurekit_spark.execute import Engine, Execution, Job, scan_of
+from featurekit_spark.execute import Engine, Execution, scan_of
 from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, ReadKeys, ReadSource
 
 __all__ = ["execution_for"]

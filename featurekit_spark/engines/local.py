@@ -11,7 +11,7 @@ from featurekit_spark.builder import keys_of
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.lookup import Candidates, stage_candidates
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Job
+from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan
 
 __all__ = ["LocalEngine"]

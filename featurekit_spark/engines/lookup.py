@@ -13,8 +13,8 @@ import pyarrow as pa
 from featurekit_spark.builder import FeatureBuilder, keys_of
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Found
 from featurekit_spark.cache.current import to_entries
-from featurekit_spark.execute import Job
 from featurekit_spark.fingerprint import key_json
+from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage
 
 __all__ = ["CACHED_SCHEMA", "Candidates", "as_table", "from_table", "local_builders", "stage_candidates"]

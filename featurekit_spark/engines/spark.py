@@ -34,8 +34,8 @@ from featurekit_spark.engines.tasks import (
 )
 from featurekit_spark.errors import ContextError
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Job
 from featurekit_spark.fingerprint import key_json
+from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan, ReadSource
 from featurekit_spark.results import (
     ROW_SCHEMA,

@@ -17,8 +17,8 @@ from featurekit_spark.engines.table_sql import GIVEN_DDL, row_struct, union_all
 from featurekit_spark.engines.table_store import TableStore
 from featurekit_spark.engines.tasks import LinkTask, StageWork
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import Job
 from featurekit_spark.fingerprint import key_json
+from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Space
 from featurekit_spark.results import to_given
 

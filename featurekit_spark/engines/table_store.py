@@ -19,7 +19,7 @@ from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.engines.table_sql import FRESH, ddl_of, entry_struct, text_reads
 from featurekit_spark.engines.tasks import raised
-from featurekit_spark.execute import Job
+from featurekit_spark.job import Job
 from featurekit_spark.locks import local_path, table_lock
 from featurekit_spark.results import Counts
 

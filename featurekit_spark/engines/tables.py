@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.base import TraceRow
+from featurekit_spark.check import Check, group_trace, plan_hash
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.engines.table_sql import bucket_hashes, ddl_of, short_hash, text_reads, translated
 from featurekit_spark.engines.table_stages import TableStages, members_of
 from featurekit_spark.engines.tasks import DecodeTask
 from featurekit_spark.errors import UsageError
-from featurekit_spark.execute import Check, Job, group_trace, plan_hash
 from featurekit_spark.fingerprint import bucket_digests, digest, group_hash, key_json
 from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, ReadKeys, TargetTrace
 from featurekit_spark.results import Counts, Result
 
