@@ -4,12 +4,16 @@ was asked.
     with chat_server() as server:
         model = OpenAIChat(server.url, "m", api_key_env="ANY")
 
-Being a real server, it serves calls from Spark workers and from jobs in processes of their own as well.
+Being a real server, it serves calls from Spark workers and from jobs in processes of their own as well. As a process
+of its own (`python -m featurekit_spark.testing.chat`) it answers as the offline stand-in and prints its URL; a GET of
+the URL gives `{"requests": n}`, and it ends with its stdin.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +22,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["ChatServer", "chat_reply", "chat_server"]
+from featurekit_spark.llm.offline import OfflineLLM
+
+__all__ = ["ChatServer", "chat_reply", "chat_server", "offline_answer"]
 
 
 def chat_reply(text: str | None = "hello", **message: Any) -> dict[str, Any]:
@@ -69,12 +75,18 @@ class ChatServer:
 
 
 @contextmanager
-def chat_server(answer: Callable[[str], str] | None = None) -> Iterator[ChatServer]:
-    """A running server; `answer` makes the text of an answer from the user message."""
+def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) -> Iterator[ChatServer]:
+    """A running server; `answer` makes the text of an answer from the user message. Port 0: any free one."""
     chat = ChatServer() if answer is None else ChatServer(answer=answer)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Headers and body in one packet, sent at once: else each kept connection waits 40 ms per answer.
+        wbufsize = -1
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            self.reply(200, {}, json.dumps({"requests": len(chat.requests)}).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -86,10 +98,13 @@ def chat_server(answer: Callable[[str], str] | None = None) -> Iterator[ChatServ
                 scripted = chat.script.pop(0) if chat.script else None
             prompt = body["messages"][-1]["content"]
             status, headers, reply = scripted or (200, {}, chat_reply(chat.answer(prompt)))
-            time.sleep(chat.delay_s)
+            if chat.delay_s:
+                time.sleep(chat.delay_s)
             with chat.lock:
                 chat.in_flight -= 1
-            data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+            self.reply(status, headers, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
+
+        def reply(self, status: int, headers: dict[str, str], data: bytes) -> None:
             self.send_response(status)
             for name, text in {"content-type": "application/json", **headers}.items():
                 self.send_header(name, text)
@@ -100,7 +115,7 @@ def chat_server(answer: Callable[[str], str] | None = None) -> Iterator[ChatServ
         def log_message(self, *args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -111,3 +126,31 @@ def chat_server(answer: Callable[[str], str] | None = None) -> Iterator[ChatServ
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def offline_answer(prompt: str, *, suggestions: int = 3) -> str:
+    """What the offline stand-in answers, without an event loop."""
+    try:
+        OfflineLLM(suggestions).complete(prompt).send(None)
+    except StopIteration as done:  # it waits for nothing, so that its first step is its last
+        return str(done.value.text)
+    raise AssertionError("the stand-in waits for nothing")
+
+
+def _main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m featurekit_spark.testing.chat",
+        description="Serves the offline stand-in as an OpenAI-compatible model until stdin is closed.",
+    )
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--delay-ms", type=float, default=0.0)
+    options = parser.parse_args(arguments)
+    with chat_server(offline_answer, port=options.port) as chat:
+        chat.delay_s = options.delay_ms / 1000
+        print(chat.url, flush=True)
+        sys.stdin.read()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

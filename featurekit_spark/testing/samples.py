@@ -1,4 +1,5 @@
-"""Sample catalogs from a seed: retail titles with a few large brands, many small ones and near-duplicates.
+"""Sample catalogs from a seed: retail titles with a few large brands, many small ones and near-duplicates; and edits
+of them, for reruns.
 
 Equal arguments write equal bytes on every platform, and a longer catalog starts with the rows of a shorter
 one. Knows the columns of a catalog file and nothing else of the library.
@@ -11,14 +12,14 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["write_catalog"]
+__all__ = ["delete_products", "edit_prices", "edit_titles", "write_catalog"]
 
 COLUMNS: Final = ("product_id", "title", "description", "brand", "price")
 
@@ -161,11 +162,65 @@ def write_catalog(
         raise ValueError(f"empty_titles is a share from 0 to 1, got {empty_titles}")
     target = Path(folder) / f"{merchant}_{market}.csv"
     target.parent.mkdir(parents=True, exist_ok=True)
+    return _write(target, _rows(merchant, products, seed, empty_titles))
+
+
+def edit_prices(path: Path | str, *, share: float = 0.01, seed: int = 1) -> tuple[str, ...]:
+    """Raises the price of a share of a sample catalog's products by one cent; returns their ids, in file order.
+
+    At least one product is edited where the share is not 0. The file is replaced as a whole.
+    Raises ValueError for a share outside 0 to 1.
+    """
+
+    def dearer(row: dict[str, str], draw: float) -> dict[str, str]:
+        cents = round(float(row["price"]) * 100) + 1
+        return row | {"price": f"{cents // 100}.{cents % 100:02d}"}
+
+    return _edit(Path(path), share, seed, dearer)
+
+
+def edit_titles(path: Path | str, *, share: float = 0.01, seed: int = 1) -> tuple[str, ...]:
+    """Adds an edition to the title of a share of the products that have one; returns and raises as `edit_prices`."""
+
+    def reissued(row: dict[str, str], draw: float) -> dict[str, str]:
+        return row | {"title": f"{row['title']}, Edition {2 + int(draw * 98)}"}
+
+    return _edit(Path(path), share, seed, reissued, only=lambda row: bool(row["title"]))
+
+
+def delete_products(path: Path | str, *, share: float = 0.01, seed: int = 1) -> tuple[str, ...]:
+    """Takes a share of the products out of the catalog; returns and raises as `edit_prices`."""
+    return _edit(Path(path), share, seed, lambda row, draw: None)
+
+
+def _edit(
+    path: Path,
+    share: float,
+    seed: int,
+    change: Callable[[dict[str, str], float], dict[str, str] | None],
+    *,
+    only: Callable[[dict[str, str]], bool] = lambda row: True,
+) -> tuple[str, ...]:
+    if not 0 <= share <= 1:
+        raise ValueError(f"share goes from 0 to 1, got {share}")
+    with path.open(encoding="utf-8", newline="") as file:
+        rows: list[dict[str, str]] = list(csv.DictReader(file))
+    draws = _Draws(seed, len(rows))
+    order, how = draws.uniform("edit").argsort(kind="stable").tolist(), draws.uniform("how").tolist()
+    able = [i for i in order if only(rows[i])]
+    chosen = set(able[: max(round(share * len(able)), 1 if share else 0)])
+    edited = (change(row, how[i]) if i in chosen else row for i, row in enumerate(rows))
+    ids = tuple(rows[i]["product_id"] for i in sorted(chosen))
+    _write(path, (tuple(row[name] for name in COLUMNS) for row in edited if row is not None))
+    return ids
+
+
+def _write(target: Path, rows: Iterator[tuple[str, ...]]) -> Path:
     unfinished = target.with_suffix(".csv.part")
     with unfinished.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(_rows(merchant, products, seed, empty_titles))
+        writer.writerows(rows)
     return unfinished.replace(target)
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from featurekit_spark.testing.samples import _main, write_catalog
+from featurekit_spark.testing.samples import (
+    _main,
+    delete_products,
+    edit_prices,
+    edit_titles,
+    write_catalog,
+)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -74,6 +81,49 @@ def test_refuses_nonsense(tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="got"):
         write_catalog(tmp_path, **wrong)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("edit", "column"), [(edit_prices, "price"), (edit_titles, "title")])
+def test_an_edit_changes_one_column_of_its_share(
+    tmp_path: Path, edit: Callable[..., tuple[str, ...]], column: str
+) -> None:
+    path = write_catalog(tmp_path, products=1_000, empty_titles=0.2)
+    before = rows_of(path)
+    ids = edit(path, share=0.05)
+    pairs = [
+        (old, new) for old, new in zip(before, rows_of(path), strict=True) if old["product_id"] in set(ids)
+    ]
+    assert len(ids) == (50 if column == "price" else round(0.05 * sum(bool(row["title"]) for row in before)))
+    assert all(new[column] != old[column] and old[column] for old, new in pairs)
+    restored = {old["product_id"]: old[column] for old, _ in pairs}
+    assert [
+        row | {column: restored.get(row["product_id"], row[column])} for row in rows_of(path)
+    ] == before, "everything else stays"
+
+
+def test_deleted_products_are_gone_and_nothing_else(tmp_path: Path) -> None:
+    path = write_catalog(tmp_path, products=400)
+    before = path.read_text().splitlines()
+    ids = delete_products(path, share=0.01)
+    assert len(ids) == 4
+    assert path.read_text().splitlines() == [line for line in before if line.split(",")[0] not in ids]
+
+
+def test_edits_are_the_same_for_a_seed(tmp_path: Path) -> None:
+    one, two, other = (write_catalog(tmp_path / name, products=300) for name in ("one", "two", "other"))
+    assert edit_titles(one) == edit_titles(two)
+    assert one.read_bytes() == two.read_bytes()
+    edit_titles(other, seed=2)
+    assert one.read_bytes() != other.read_bytes()
+
+
+def test_a_small_share_edits_one_product_and_none_edits_none(tmp_path: Path) -> None:
+    path = write_catalog(tmp_path, products=5)
+    whole = path.read_bytes()
+    assert edit_prices(path, share=0.0) == () and path.read_bytes() == whole
+    assert len(edit_prices(path, share=0.01)) == 1
+    with pytest.raises(ValueError, match="got 2"):
+        edit_prices(path, share=2)
 
 
 def test_command_line_prints_the_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
