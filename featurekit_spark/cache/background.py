@@ -111,6 +111,10 @@ class BackgroundAppends:
         self.wait()
         return self.cache.last_run(group)
 
+    def runs(self, group: str) -> list[RunRecord]:
+        self.wait()
+        return self.cache.runs(group)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker reads the cache itself; what it makes comes back to the driver and is appended here.
         self.wait()

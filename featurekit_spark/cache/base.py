@@ -197,3 +197,6 @@ class FeatureCache(Protocol):
 
     def last_run(self, group: str) -> RunRecord | None:
         """The newest run record of a group."""
+
+    def runs(self, group: str) -> list[RunRecord]:
+        """All run records of a group, the newest first."""

@@ -179,8 +179,10 @@ class DeltaCache:
             self._write("runs", pa.Table.from_pylist([row], schema=RUN_SCHEMA))
 
     def last_run(self, group: str) -> RunRecord | None:
-        rows = newest_rows(self._read("runs", None, [pc.field("group") == group]), "group").to_pylist()
-        return RunRecord(**{**rows[0], "record": json.loads(rows[0]["record"])}) if rows else None
+        return next(iter(_records(newest_rows(self._runs(group), "group"))), None)
+
+    def runs(self, group: str) -> list[RunRecord]:
+        return _records(self._runs(group).sort_by([("recorded", "descending")]))
 
     def table_path(self, name: str) -> str:
         """Where one of the tables lies: for SQL, for Spark, for care commands."""
@@ -200,6 +202,9 @@ class DeltaCache:
         """Create a table where it is missing, so that Spark finds one to append to."""
         with self._lock, table_lock(self.table_path(name)):
             self._open(name, create=True)
+
+    def _runs(self, group: str) -> pa.Table:
+        return self._read("runs", None, [pc.field("group") == group])
 
     def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """(entries, pointers) of some keys under one config; many keys are read as one range."""
@@ -314,3 +319,7 @@ class DeltaCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         DeltaCache.__init__(self, state["path"], storage_options=state["storage_options"])
+
+
+def _records(rows: pa.Table) -> list[RunRecord]:
+    return [RunRecord(**{**row, "record": json.loads(row["record"])}) for row in rows.to_pylist()]

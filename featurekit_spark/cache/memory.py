@@ -40,7 +40,7 @@ class MemoryCache:
         self._rows: dict[str, list[Entry]] = {}
         self._current: dict[tuple[str, str, str], tuple[str, str | None, int]] = {}
         self._targets: dict[tuple[str, str], dict[tuple[str, str], TraceRow]] = {}
-        self._runs: dict[str, RunRecord] = {}
+        self._runs: dict[str, list[RunRecord]] = {}
         self._clock = 0
 
     def __call__(self, builder: type[FeatureBuilder[V]]) -> BoundFeature[V]:
@@ -125,10 +125,14 @@ class MemoryCache:
 
     def record_run(self, record: RunRecord) -> None:
         with self._lock:
-            self._runs[record.group] = replace(record, recorded=self._stamp())
+            self._runs.setdefault(record.group, []).append(replace(record, recorded=self._stamp()))
 
     def last_run(self, group: str) -> RunRecord | None:
-        return self._runs.get(group)
+        return next(iter(self.runs(group)), None)
+
+    def runs(self, group: str) -> list[RunRecord]:
+        with self._lock:
+            return self._runs.get(group, [])[::-1]
 
     def _stamp(self) -> int:
         self._clock = max(self._clock + 1, time.time_ns())

@@ -368,6 +368,8 @@ class CacheBehaviour:
         other = cache.last_run('["buy"]')
         assert other is not None
         assert replace(other, recorded=0) == replace(first, run_id="r3", group='["buy"]')
+        assert [record.run_id for record in cache.runs('["abt"]')] == ["r2", "r1"]
+        assert cache.runs('["other"]') == []
 
     # -- many writers ----------------------------------------------------------------------------------------
 
