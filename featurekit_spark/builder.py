@@ -246,6 +246,11 @@ class Source(FeatureBuilder[V]):
 
     scan: ClassVar[Any] = None
 
+    def snapshot_version(self, context: Any) -> str | None:
+        """What changes whenever anything that this source reads may have changed: a table's version, a file's size and
+        time. None, as here: unknown, so it is read on every run. Must be cheap, and must not read the data."""
+        return None
+
 
 class KeySet(Source[list[Any]]):
     """A source of keys: for a group (its own key), the values of one further field, `of`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -201,6 +202,23 @@ class Proofs:
             "valid_until": until,
             "reads": json.dumps(entries) if entries else None,
         }
+
+    def target_keys(self) -> dict[str, int]:
+        """How many keys each target has."""
+        return {name: len(self.members[check.trace.keyset.name]) for name, check in self.checks.items()}
+
+    def valid_until(self) -> datetime | None:
+        """The earliest expiry of all that the targets' answers were made from."""
+        found: list[datetime | None] = []
+        for name, check in self.checks.items():
+            results = self.evaluator.results.get(name, {})
+            found.append(self._gathered(check)["valid_until"])
+            found += [row["valid_until"] for row in check.proven.values()]
+            if check.same_group and check.stored_group is not None:
+                found.append(check.stored_group["valid_until"])
+            members = self.members[check.trace.keyset.name]
+            found += [results[key].until for key in members if key not in check.proven]
+        return min((until for until in found if until is not None), default=None)
 
     def _wanted(self) -> bool:
         return any(self.todo.values())

@@ -79,6 +79,7 @@ class Execution(Proofs):
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine
         self.seconds: dict[str, float] = {}
+        self._fingerprints: dict[tuple[str, ...], str] = {}
 
     def run(self) -> None:
         """Carry out every stage. What a failed stage had made before it failed is committed."""
@@ -136,6 +137,8 @@ class Execution(Proofs):
 
     def fingerprint(self, targets: Sequence[str]) -> str:
         """Hash over every key's answer, those kept from before included. Reads no values."""
+        if tuple(targets) in self._fingerprints:
+            return self._fingerprints[tuple(targets)]
         parts = []
         for name in targets:
             check, kept = self.checks[name], self._kept(name)
@@ -148,7 +151,8 @@ class Execution(Proofs):
                     found = kept.get(key, known[key]).value_hash
                 pairs.append((key_json(key), found or ""))
             parts += [name, group_hash(pairs)]
-        return digest("published", *parts)
+        found = self._fingerprints[tuple(targets)] = digest("published", *parts)
+        return found
 
     def kept(self, targets: Sequence[str]) -> int:
         """How many failed keys keep the answer that they had before."""

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
@@ -27,6 +27,7 @@ from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job, Progress
 from featurekit_spark.plan import Plan, PlanState, build_plan
 from featurekit_spark.results import Counts
+from featurekit_spark.unchanged import Unchanged, mark_of, standing
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -149,11 +150,14 @@ class Session:
             self.limits.batch_rows,
             self.progress,
         )
-        self.engine.check(plan, job)
-        execution = execution_for(plan, graph, job, self.engine, group=key)
-        execution.run()
-        counts = execution.counts()
         names = [target.builder.name for target in plan.targets]
+        mark = key_json((*key, *names))
+        stands = standing(plan, graph, bindings, self.context)
+        last = self.cache.mark(mark) if stands is not None else None
+        if stands is not None and last is not None and stands.same_as(last, job.now):
+            return self._unchanged(plan, graph, job, key, group, last)
+        execution = self._executed(plan, graph, job, key)
+        counts = execution.counts()
         errors = execution.errors(names)
         status: Literal["ok", "partial"] = "partial" if any(c.error for c in counts.values()) else "ok"
         result = RunResult(
@@ -170,7 +174,29 @@ class Session:
         self.cache.record_run(
             RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings))
         )
+        self.cache.put_mark(mark, mark_of(stands, execution, names))
         return result
+
+    def _executed(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> Execution:
+        self.engine.check(plan, job)
+        execution = execution_for(plan, graph, job, self.engine, group=key)
+        execution.run()
+        return execution
+
+    def _unchanged(
+        self,
+        plan: Plan,
+        graph: Graph,
+        job: Job,
+        key: tuple[Any, ...],
+        group: dict[str, Any],
+        mark: Mapping[str, Any],
+    ) -> RunResult:
+        execution = Unchanged(mark, graph, lambda: self._executed(plan, graph, job, key))
+        counts = execution.counts()
+        return RunResult(
+            job.run_id, "ok", group, job.now, counts, execution.keys, True, {}, cast(Execution, execution)
+        )
 
     def _prepare(
         self, targets: Sequence[Target], configs: Mapping[Any, Any] | None, group: Mapping[str, Any]

@@ -103,6 +103,13 @@ class BackgroundAppends:
         self.wait(builder.name)
         return self.cache.read(builder)
 
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        return self.cache.mark(name)
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        self.wait()
+        self.cache.put_mark(name, mark)
+
     def record_run(self, record: RunRecord) -> None:
         self.wait()
         self.cache.record_run(record)

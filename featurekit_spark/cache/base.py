@@ -192,6 +192,12 @@ class FeatureCache(Protocol):
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         """The current values of a builder, typed: its key fields, value, ts, value_hash, config_hash, run_id."""
 
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        """The mark of this name, while the entries that it vouches for are there."""
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        """Replace a mark (JSON values); None removes it."""
+
     def record_run(self, record: RunRecord) -> None:
         """Keep one run record."""
 

@@ -29,12 +29,21 @@ from featurekit_spark.cache.base import (
     RunRecord,
     TraceRow,
 )
-from featurekit_spark.cache.current import current_ids, found_in, newest_rows, to_entries
+from featurekit_spark.cache.current import (
+    candidates_in,
+    current_in,
+    found_in,
+    newest_in,
+    newest_rows,
+    superseded,
+    to_entries,
+)
+from featurekit_spark.cache.marks import Marks
 from featurekit_spark.cache.staged import StagedFile, Staging, filesystem_of
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 from featurekit_spark.errors import CacheError
-from featurekit_spark.locks import table_lock
+from featurekit_spark.locks import local_path, table_lock
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -62,6 +71,7 @@ class DeltaCache:
     def __init__(self, path: str, *, storage_options: Mapping[str, str] | None = None) -> None:
         self.path = str(path).rstrip("/")
         self.storage_options = dict(storage_options or {})
+        self._marks = Marks(f"{self.path}/state")
         self._tables: dict[str, DeltaTable] = {}
         self._lock = threading.RLock()
         self._clock = 0
@@ -73,25 +83,10 @@ class DeltaCache:
         return found_in(*self._rows(builder, config_hash, list(wanted)), wanted)
 
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
-        entries, pointers = self._rows(builder, config_hash, keys)
-        asked = set(keys)
-        now = {key: entry for key, (entry, _) in current_ids(entries, pointers).items() if key in asked}
-        return found_in(entries, pointers, now)
+        return current_in(*self._rows(builder, config_hash, keys), keys)
 
     def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
-        entries, pointers = self._rows(builder, config_hash, keys)
-        if not len(entries):
-            return []
-        current = current_ids(entries, pointers)
-        asked, found = set(keys), {}
-        ok = newest_rows(entries.filter(pc.equal(entries["status"], "ok")), "entry_id")
-        for entry in to_entries(ok):
-            if entry.key in asked:
-                now, reads = current[entry.key]
-                found[entry.entry_id] = Found(
-                    entry, entry.entry_id == now, reads if entry.entry_id == now else None
-                )
-        return list(found.values())
+        return candidates_in(*self._rows(builder, config_hash, keys), keys)
 
     def has(self, builder: str) -> bool:
         with self._lock:
@@ -155,23 +150,30 @@ class DeltaCache:
 
     def traces(self, builder: str, group: str) -> pa.Table:
         rows = self._read("traces", builder, [pc.field("group") == group, pc.field("kind") != "pointer"])
-        return newest_rows(rows, ["kind", "key"])
+        rows = newest_rows(rows, ["kind", "key"])
+        return superseded(rows, self._since(builder, rows["recorded"])) if len(rows) else rows
 
     def history(self, builder: str) -> pa.Table:
         return self._read("entries", builder, [])
 
     def newest(self, builder: str) -> pa.Table:
         entries = self._read("entries", builder, [])
-        pointers = self._read("traces", builder, [pc.field("kind") != "group", pc.field("status") == "ok"])
-        pointers = pointers.filter(pc.is_valid(pointers["entry_id"]))
-        ok = entries.filter(pc.equal(entries["status"], "ok"))
-        marks = [t.select(["key", "entry_id", "recorded"]) for t in (ok, pointers)]
-        newest = newest_rows(pa.concat_tables(marks))
-        kept = ok.filter(pc.is_in(ok["entry_id"], newest["entry_id"].combine_chunks()))
-        return newest_rows(kept, ["key", "entry_id"])
+        return newest_in(entries, self._pointers(builder, []))
 
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         return typed_rows(self.newest(builder.name), builder)
+
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        entries = local_path(self.table_path("entries"))
+        if entries is not None and not (entries / "_delta_log").is_dir():
+            return None
+        return self._marks.get(name)
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        if mark is None:
+            self._marks.remove(name)
+        elif mark != self._marks.get(name):
+            self._marks.put(name, mark)
 
     def record_run(self, record: RunRecord) -> None:
         row = {**asdict(record), "record": json.dumps(record.record, sort_keys=True)}
@@ -203,13 +205,47 @@ class DeltaCache:
         with self._lock, table_lock(self.table_path(name)):
             self._open(name, create=True)
 
+    def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+        """(entries, pointers) of at least these keys under one config, pointers also to what is not here."""
+        near = self._near(config_hash, keys)
+        return self._entries(builder, near, keys), self._pointers(builder, near)
+
+    def trace_rows(self, builder: str) -> pa.Table:
+        """All trace rows of a builder, as they are stored (TRACE_SCHEMA)."""
+        return self._read("traces", builder, [])
+
+    def builders(self) -> list[str]:
+        """Names of the builders that have entries or trace rows."""
+        with self._lock:
+            tables = [table for name in ("entries", "traces") if (table := self._open(name)) is not None]
+            return sorted({part["builder"] for table in tables for part in table.partitions()})
+
+    def exists(self) -> bool:
+        """Whether anything was ever written here."""
+        with self._lock:
+            return self._open("entries") is not None
+
     def _runs(self, group: str) -> pa.Table:
         return self._read("runs", None, [pc.field("group") == group])
 
+    def _since(self, builder: str, stamps: pa.ChunkedArray) -> pa.Table:
+        """ok entries and pointers, less their values, recorded after the oldest of some rows. After a whole run there
+        are none, which the files' statistics tell."""
+        columns = ["key", "config_hash", "entry_id", "recorded"]
+        later = [pc.field("status") == "ok", pc.field("recorded") > pc.min(stamps)]
+        pointers = self._read("traces", builder, [*later, pc.field("kind") == "pointer"], columns)
+        return pa.concat_tables([self._read("entries", builder, later, columns), pointers])
+
     def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-        """(entries, pointers) of some keys under one config; many keys are read as one range."""
+        """As `rows`, without pointers where there is nothing to point to."""
+        near = self._near(config_hash, keys)
+        entries = self._entries(builder, near, keys)
+        return entries, self._pointers(builder, near) if len(entries) else TRACE_SCHEMA.empty_table()
+
+    def _near(self, config_hash: str, keys: Sequence[str]) -> list[pc.Expression]:
+        """A filter for some keys of one config; many keys are read as one range."""
         if not keys:
-            return ENTRY_SCHEMA.empty_table(), TRACE_SCHEMA.empty_table()
+            return [pc.scalar(False)]
         near = [
             pc.field("config_hash") == config_hash,
             pc.field("key") >= min(keys),
@@ -217,15 +253,20 @@ class DeltaCache:
         ]
         if len(keys) <= _MANY:
             near.append(pc.field("key").isin(pa.array(keys, pa.string())))
+        return near
+
+    def _entries(self, builder: str, near: list[pc.Expression], keys: Sequence[str]) -> pa.Table:
+        if not keys:
+            return ENTRY_SCHEMA.empty_table()
         # First whether there is any such key at all: values are long, and a cold run finds none.
         there = self._read("entries", builder, near, ["key"])["key"]
         if not len(there) or not pc.any(pc.is_in(there, pa.array(keys, pa.string()))).as_py():
-            return ENTRY_SCHEMA.empty_table(), TRACE_SCHEMA.empty_table()
-        entries = self._read("entries", builder, near)
-        pointers = self._read(
-            "traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"]
-        )
-        return entries, pointers.filter(pc.is_valid(pointers["entry_id"]))
+            return ENTRY_SCHEMA.empty_table()
+        return self._read("entries", builder, near)
+
+    def _pointers(self, builder: str, near: list[pc.Expression]) -> pa.Table:
+        """Trace rows that make an entry current, or say that a key's value is null without one."""
+        return self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
 
     def _read(
         self, name: str, builder: str | None, where: list[pc.Expression], columns: list[str] | None = None

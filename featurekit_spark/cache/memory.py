@@ -39,8 +39,10 @@ class MemoryCache:
         self._entries: dict[tuple[str, str], Entry] = {}  # (builder, entry_id)
         self._rows: dict[str, list[Entry]] = {}
         self._current: dict[tuple[str, str, str], tuple[str, str | None, int]] = {}
+        self._pointers: dict[tuple[str, str, str], TraceRow] = {}
         self._targets: dict[tuple[str, str], dict[tuple[str, str], TraceRow]] = {}
         self._runs: dict[str, list[RunRecord]] = {}
+        self._marks: dict[str, Mapping[str, Any]] = {}
         self._clock = 0
 
     def __call__(self, builder: type[FeatureBuilder[V]]) -> BoundFeature[V]:
@@ -102,11 +104,11 @@ class MemoryCache:
                     self._targets.setdefault((row.builder, row.group), {})[row.kind, row.key] = row
                 if row.kind != "group" and row.entry_id is not None and row.status == "ok":
                     self._current[row.builder, row.config_hash, row.key] = (row.entry_id, row.reads, stamp)
+                    self._pointers[row.builder, row.config_hash, row.key] = row
 
     def traces(self, builder: str, group: str) -> pa.Table:
         with self._lock:
-            rows = [asdict(row) for row in self._targets.get((builder, group), {}).values()]
-        return pa.Table.from_pylist(rows, schema=TRACE_SCHEMA)
+            return _traces(list(self._targets.get((builder, group), {}).values()))
 
     def history(self, builder: str) -> pa.Table:
         with self._lock:
@@ -122,6 +124,39 @@ class MemoryCache:
 
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         return typed_rows(self.newest(builder.name), builder)
+
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        return self._marks.get(name)
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        with self._lock:
+            if mark is None:
+                self._marks.pop(name, None)
+            else:
+                self._marks[name] = mark
+
+    def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+        """(entries, pointers) of some keys under one config, pointers also to what is not here."""
+        asked = set(keys)
+        with self._lock:
+            entries = [row for row in self._rows.get(builder, []) if row.config_hash == config_hash]
+            pointers = [self._pointers.get((builder, config_hash, key)) for key in asked]
+        return _table([e for e in entries if e.key in asked]), _traces([p for p in pointers if p is not None])
+
+    def trace_rows(self, builder: str) -> pa.Table:
+        """The trace rows of a builder that count: of each kind and key the newest (TRACE_SCHEMA)."""
+        with self._lock:
+            targets = [rows for (name, _), rows in self._targets.items() if name == builder]
+            pointers = [row for row in self._pointers.values() if row.builder == builder]
+            return _traces(
+                [row for rows in targets for row in rows.values()]
+                + [row for row in pointers if row.kind == "pointer"]
+            )
+
+    def builders(self) -> list[str]:
+        """Names of the builders that have entries or trace rows."""
+        with self._lock:
+            return sorted({*self._rows, *(name for name, *_ in (*self._targets, *self._pointers))})
 
     def record_run(self, record: RunRecord) -> None:
         with self._lock:
@@ -155,3 +190,7 @@ def _stamped(entries: pa.Table, stamp: int) -> pa.Table:
 def _table(entries: Sequence[Entry]) -> pa.Table:
     columns = {name: [getattr(entry, name) for entry in entries] for name in ENTRY_SCHEMA.names}
     return pa.table(columns, schema=ENTRY_SCHEMA)
+
+
+def _traces(rows: Sequence[TraceRow]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=TRACE_SCHEMA)

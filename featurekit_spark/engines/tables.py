@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from functools import reduce
 from operator import and_, or_
 from typing import TYPE_CHECKING, Any
@@ -90,11 +91,23 @@ class TableExecution(TableStages):
 
     def fingerprint(self, targets: Sequence[str]) -> str:
         """Hash over every key's answer, as `Execution.fingerprint` computes it."""
+        if tuple(targets) in self._fingerprints:
+            return self._fingerprints[tuple(targets)]
         parts = []
         for name in targets:
             answers = self._answers(name).selectExpr("key", "coalesce(value_hash, '') AS hash")
             parts += [name, bucket_digests(bucket_hashes(answers, ["hash"])[0])]
-        return digest("published", *parts)
+        found = self._fingerprints[tuple(targets)] = digest("published", *parts)
+        return found
+
+    def target_keys(self) -> dict[str, int]:
+        """How many keys each target has."""
+        return {name: self.sizes[check.trace.keyset.name] for name, check in self.checks.items()}
+
+    def valid_until(self) -> datetime | None:
+        """Now, where anything can expire at all: the rows that know when are not looked through."""
+        below = {b for check in self.checks.values() for b in self.graph.needs_of(check.trace.target)}
+        return self.job.now if any(builder.freshness.ttl is not None for builder in below) else None
 
     def kept(self, targets: Sequence[str]) -> int:
         """How many failed keys keep the answer that they had before."""

@@ -56,6 +56,13 @@ def product_db(context: Any) -> Any:
     return context.product_db
 
 
+def catalog_version(context: Any) -> str | None:
+    """The snapshot that the product DB is at; None where it cannot say."""
+    db = product_db(context)
+    version: str | None = db.version() if hasattr(db, "version") else None
+    return version
+
+
 class ProductIds(KeySet):
     """(merchant, market) -> ids of all products, sorted; those without a title are among them."""
 
@@ -64,6 +71,9 @@ class ProductIds(KeySet):
     value = pa.list_(pa.string())
     version = "1"
     needs = ("product_db",)
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return catalog_version(context)
 
     async def build(self, inputs: pd.DataFrame, config: Any, context: Any) -> list[list[str]]:
         products = await product_db(context).get_products(set())
@@ -95,6 +105,9 @@ class ProductEmbeddingString(Source[str]):
     def default_config(self, context: Any) -> Config:
         merchant = context.merchant_config
         return self.Config(merchant.get("title_attribute", "title"), merchant.get("dimensions", {}))
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return catalog_version(context)
 
     async def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[str | None]:
         wanted = set(inputs["product_id"])

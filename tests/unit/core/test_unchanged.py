@@ -1,0 +1,212 @@
+"""A run that ends before anything is read, and all the reasons for which it must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from featurekit_spark.builder import FeatureBuilder, KeySet, Source
+from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.memory import MemoryCache
+from featurekit_spark.freshness import Freshness
+from featurekit_spark.session import Session
+from featurekit_spark.testing.fakes import MovingClock
+
+
+@dataclass
+class Shop:
+    """Titles by id, at a version, with what was read of them."""
+
+    titles: dict[str, str]
+    at: str | None = "1"
+    reads: list[str] = field(default_factory=list)
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class ShopContext:
+    shop: Shop
+    clock: Any = field(default_factory=MovingClock)
+
+
+class Ids(KeySet):
+    key, of, value, version, needs = ("shop",), "id", pa.list_(pa.string()), "1", ("shop",)
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return context.shop.at
+
+    def build(self, inputs: Any, config: Any, context: Any) -> list[list[str]]:
+        context.shop.reads.append("ids")
+        return [sorted(context.shop.titles)] * len(inputs)
+
+
+class Title(Source[str]):
+    key, value, version, needs = ("shop", "id"), pa.string(), "1", ("shop",)
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return context.shop.at
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        context.shop.reads.append(inputs["id"])
+        if context.shop.broken and inputs["id"] == "a":
+            raise OSError("gone")
+        return context.shop.titles[inputs["id"]]
+
+
+class Loud(FeatureBuilder[str]):
+    key, deps, value, version = ("shop", "id"), (Title,), pa.string(), "1"
+
+    @dataclass(frozen=True)
+    class Config:
+        mark: str = "!"
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return inputs["Title"].upper() + config.mark
+
+
+class Passing(FeatureBuilder[str]):
+    key, deps, value, version = ("shop", "id"), (Title,), pa.string(), "1"
+    freshness = Freshness(ttl=timedelta(hours=1))
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return inputs["Title"]
+
+
+class ByHand(FeatureBuilder[str]):
+    key, value, version = ("shop", "id"), pa.string(), "1"
+
+    def get(self, key: Any, config: Any, context: Any, controller: Any) -> tuple[str, str]:
+        return controller.get(Title, key).value, ""
+
+
+@pytest.fixture(params=["memory", "delta"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return MemoryCache() if request.param == "memory" else DeltaCache(str(tmp_path / "cache"))
+
+
+def run(shop: Shop, cache: Any, *targets: Any, clock: Any = None, **more: Any) -> Any:
+    """A run of the local engine; `shop.reads` is what this run read."""
+    shop.reads.clear()
+    context = ShopContext(shop, clock or MovingClock())
+    targets = targets or (Loud.over(Ids),)
+    return Session(context, cache, engine="local").run(*targets, shop="s", **more)
+
+
+def shop(**changed: Any) -> Shop:
+    return Shop({"a": "lamp", "b": "sofa"}, **changed)
+
+
+def test_nothing_is_read_where_versions_are_the_same(cache: Any) -> None:
+    own = shop()
+    first = run(own, cache)
+    assert own.reads and not first.unchanged
+    again = run(own, cache)
+    assert not own.reads and again.unchanged and again.status == "ok" and again.keys == 2
+    assert again.builders["Loud"].hit == 2 and again.builders["Title"].hit == 0
+    names = ["Loud"]
+    assert again.execution.fingerprint(names) == first.execution.fingerprint(names)
+    assert not own.reads
+
+
+def test_values_can_still_be_asked_for(cache: Any) -> None:
+    own = shop()
+    first = run(own, cache).values("Loud")
+    again = run(own, cache)
+    assert again.values("Loud") == first == {("s", "a"): "LAMP!", ("s", "b"): "SOFA!"}
+    assert own.reads  # checked after all
+
+
+def test_a_new_version_is_read_and_compared(cache: Any) -> None:
+    own = shop()
+    run(own, cache)
+    own.at = "2"
+    same = run(own, cache)
+    assert own.reads and same.unchanged  # a price changed, no title did
+    run(own, cache)
+    assert not own.reads
+    own.titles["a"], own.at = "lamps", "3"
+    assert run(own, cache).builders["Loud"].computed == 1
+
+
+def test_a_source_without_a_version_is_read_each_time(cache: Any) -> None:
+    own = shop(at=None)
+    run(own, cache)
+    assert run(own, cache).unchanged and own.reads
+
+
+def test_another_config_is_another_run(cache: Any) -> None:
+    own = shop()
+    run(own, cache)
+    assert run(own, cache, configs={Loud: Loud.Config("?")}).builders["Loud"].computed == 2
+    assert run(own, cache).builders["Loud"].hit == 2 and own.reads  # back: found by identity
+    run(own, cache)
+    assert not own.reads
+
+
+def test_each_set_of_targets_has_a_mark_of_its_own(cache: Any) -> None:
+    own = shop()
+    run(own, cache)
+    run(own, cache, Loud.over(Ids), Title.over(Ids))
+    assert own.reads
+    for targets in ((Loud.over(Ids),), (Loud.over(Ids), Title.over(Ids))):
+        assert run(own, cache, *targets).unchanged and not own.reads
+
+
+def test_what_failed_is_tried_again(cache: Any) -> None:
+    own = shop(broken=True)
+    assert run(own, cache).status == "partial"
+    own.broken = False
+    assert run(own, cache).builders["Loud"].computed == 1
+    run(own, cache)
+    assert not own.reads
+
+
+def test_what_expires_is_computed_again(cache: Any) -> None:
+    own, clock = shop(), MovingClock()
+    first = run(own, cache, Passing.over(Ids), clock=clock)
+    clock.now = first.ts + timedelta(minutes=59)
+    assert run(own, cache, Passing.over(Ids), clock=clock).unchanged and not own.reads
+    clock.now = first.ts + timedelta(hours=1)
+    assert run(own, cache, Passing.over(Ids), clock=clock).builders["Passing"].computed == 2
+
+
+def test_a_hand_written_get_is_always_asked(cache: Any) -> None:
+    own = shop()
+    run(own, cache, ByHand.over(Ids))
+    run(own, cache, ByHand.over(Ids))
+    assert own.reads
+
+
+def test_a_cache_that_lost_its_tables_vouches_for_nothing(tmp_path: Path) -> None:
+    import shutil
+
+    own, cache = shop(), DeltaCache(str(tmp_path / "cache"))
+    run(own, cache)
+    shutil.rmtree(tmp_path / "cache" / "entries")
+    assert run(own, DeltaCache(cache.path)).builders["Loud"].computed == 2
+
+
+def test_a_damaged_mark_is_none(tmp_path: Path) -> None:
+    own, cache = shop(), DeltaCache(str(tmp_path / "cache"))
+    run(own, cache)
+    (mark,) = (tmp_path / "cache" / "state").glob("*.json")
+    for text in ("", "[]", "{}", '{"name": "other", "mark": {}}'):
+        mark.write_text(text)
+        assert run(own, cache).unchanged and own.reads
+
+
+def test_a_session_that_cannot_start_is_not_needed(tmp_path: Path) -> None:
+    own, cache = shop(), DeltaCache(str(tmp_path / "cache"))
+    run(own, cache)
+
+    def start() -> Any:
+        raise AssertionError("a session was started")
+
+    own.reads.clear()
+    warm = Session(ShopContext(own), cache, engine="spark", spark=start)
+    assert warm.run(Loud.over(Ids), shop="s").unchanged and not own.reads
