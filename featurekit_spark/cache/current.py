@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -12,7 +12,15 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import Entry, Found
 
-__all__ = ["current_ids", "found_in", "newest_rows", "to_entries"]
+__all__ = [
+    "candidates_in",
+    "current_ids",
+    "current_in",
+    "found_in",
+    "newest_in",
+    "newest_rows",
+    "to_entries",
+]
 
 
 def newest_rows(rows: pa.Table, by: str | list[str] = "key") -> pa.Table:
@@ -69,3 +77,32 @@ def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str]) -
         if entry.entry_id == wanted.get(entry.key):
             found[entry.key] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
     return found
+
+
+def current_in(entries: pa.Table, pointers: pa.Table, keys: Sequence[str]) -> dict[str, Found]:
+    """The current entry of each of `keys`, among one builder's and config's rows."""
+    asked = set(keys)
+    now = {key: entry for key, (entry, _) in current_ids(entries, pointers).items() if key in asked}
+    return found_in(entries, pointers, now)
+
+
+def candidates_in(entries: pa.Table, pointers: pa.Table, keys: Sequence[str]) -> list[Found]:
+    """All ok entries of `keys` among one builder's and config's rows, one per entry_id."""
+    if not len(entries):
+        return []
+    current = current_ids(entries, pointers)
+    asked, found = set(keys), []
+    for entry in to_entries(newest_rows(entries.filter(pc.equal(entries["status"], "ok")), "entry_id")):
+        if entry.key in asked:
+            now, reads = current[entry.key]
+            found.append(Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None))
+    return found
+
+
+def newest_in(entries: pa.Table, pointers: pa.Table) -> pa.Table:
+    """The current entry of every key among one builder's rows; of several configs the newest (ENTRY_SCHEMA)."""
+    ok = entries.filter(pc.equal(entries["status"], "ok"))
+    marks = [rows.select(["key", "entry_id", "recorded"]) for rows in (ok, pointers)]
+    newest = newest_rows(pa.concat_tables(marks))
+    kept = ok.filter(pc.is_in(ok["entry_id"], newest["entry_id"].combine_chunks()))
+    return newest_rows(kept, ["key", "entry_id"])
