@@ -35,13 +35,15 @@ from featurekit_spark.cache.current import (
     found_in,
     newest_in,
     newest_rows,
+    superseded,
     to_entries,
 )
+from featurekit_spark.cache.marks import Marks
 from featurekit_spark.cache.staged import StagedFile, Staging, filesystem_of
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 from featurekit_spark.errors import CacheError
-from featurekit_spark.locks import table_lock
+from featurekit_spark.locks import local_path, table_lock
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -69,6 +71,7 @@ class DeltaCache:
     def __init__(self, path: str, *, storage_options: Mapping[str, str] | None = None) -> None:
         self.path = str(path).rstrip("/")
         self.storage_options = dict(storage_options or {})
+        self._marks = Marks(f"{self.path}/state")
         self._tables: dict[str, DeltaTable] = {}
         self._lock = threading.RLock()
         self._clock = 0
@@ -147,7 +150,8 @@ class DeltaCache:
 
     def traces(self, builder: str, group: str) -> pa.Table:
         rows = self._read("traces", builder, [pc.field("group") == group, pc.field("kind") != "pointer"])
-        return newest_rows(rows, ["kind", "key"])
+        rows = newest_rows(rows, ["kind", "key"])
+        return superseded(rows, self._since(builder, rows["recorded"])) if len(rows) else rows
 
     def history(self, builder: str) -> pa.Table:
         return self._read("entries", builder, [])
@@ -158,6 +162,18 @@ class DeltaCache:
 
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         return typed_rows(self.newest(builder.name), builder)
+
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        entries = local_path(self.table_path("entries"))
+        if entries is not None and not (entries / "_delta_log").is_dir():
+            return None
+        return self._marks.get(name)
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        if mark is None:
+            self._marks.remove(name)
+        elif mark != self._marks.get(name):
+            self._marks.put(name, mark)
 
     def record_run(self, record: RunRecord) -> None:
         row = {**asdict(record), "record": json.dumps(record.record, sort_keys=True)}
@@ -189,9 +205,6 @@ class DeltaCache:
         with self._lock, table_lock(self.table_path(name)):
             self._open(name, create=True)
 
-    def _runs(self, group: str) -> pa.Table:
-        return self._read("runs", None, [pc.field("group") == group])
-
     def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """(entries, pointers) of at least these keys under one config, pointers also to what is not here."""
         near = self._near(config_hash, keys)
@@ -211,6 +224,17 @@ class DeltaCache:
         """Whether anything was ever written here."""
         with self._lock:
             return self._open("entries") is not None
+
+    def _runs(self, group: str) -> pa.Table:
+        return self._read("runs", None, [pc.field("group") == group])
+
+    def _since(self, builder: str, stamps: pa.ChunkedArray) -> pa.Table:
+        """ok entries and pointers, less their values, recorded after the oldest of some rows. After a whole run there
+        are none, which the files' statistics tell."""
+        columns = ["key", "config_hash", "entry_id", "recorded"]
+        later = [pc.field("status") == "ok", pc.field("recorded") > pc.min(stamps)]
+        pointers = self._read("traces", builder, [*later, pc.field("kind") == "pointer"], columns)
+        return pa.concat_tables([self._read("entries", builder, later, columns), pointers])
 
     def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """As `rows`, without pointers where there is nothing to point to."""
@@ -241,9 +265,8 @@ class DeltaCache:
         return self._read("entries", builder, near)
 
     def _pointers(self, builder: str, near: list[pc.Expression]) -> pa.Table:
-        """Trace rows that make an entry current."""
-        rows = self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
-        return rows.filter(pc.is_valid(rows["entry_id"]))
+        """Trace rows that make an entry current, or say that a key's value is null without one."""
+        return self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
 
     def _read(
         self, name: str, builder: str | None, where: list[pc.Expression], columns: list[str] | None = None

@@ -42,6 +42,7 @@ class MemoryCache:
         self._pointers: dict[tuple[str, str, str], TraceRow] = {}
         self._targets: dict[tuple[str, str], dict[tuple[str, str], TraceRow]] = {}
         self._runs: dict[str, list[RunRecord]] = {}
+        self._marks: dict[str, Mapping[str, Any]] = {}
         self._clock = 0
 
     def __call__(self, builder: type[FeatureBuilder[V]]) -> BoundFeature[V]:
@@ -123,6 +124,16 @@ class MemoryCache:
 
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         return typed_rows(self.newest(builder.name), builder)
+
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        return self._marks.get(name)
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        with self._lock:
+            if mark is None:
+                self._marks.pop(name, None)
+            else:
+                self._marks[name] = mark
 
     def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """(entries, pointers) of some keys under one config, pointers also to what is not here."""
