@@ -1,0 +1,3 @@
+"""What a run leaves for people and programs: a JSON document, a page, and lists of runs."""
+
+from __future__ import annotations
