@@ -10,16 +10,19 @@ import gc
 import logging
 import sys
 import traceback
+import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from featurekit_spark.cli.backfill import Dates, run_each
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.progress import progress_line
+from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.report import RunReport
 from featurekit_spark.cli.shared import (
     ConfFile,
@@ -65,6 +68,17 @@ def run_command(
     ] = None,
     run_id: Annotated[str | None, typer.Option(help="The run's name; made up if not given.")] = None,
     engine: Engine = None,
+    backfill: Annotated[
+        Dates | None,
+        typer.Option(
+            metavar="FROM..TO",
+            parser=Dates.parse,
+            help="One run per date, oldest first: 2026-01-01..2026-01-31.",
+        ),
+    ] = None,
+    republish: Annotated[
+        bool, typer.Option("--republish", help="Publish to every sink, also where nothing changed.")
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
@@ -73,8 +87,31 @@ def run_command(
     5 partial, 6 budget or quota spent, 75 temporary failure.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
-    request = _Request(merchant, market, conf_file, overrides, engine, run_date, run_id)
-    report = RunReport(merchant=merchant, market=market, run_id=run_id)
+    request = _Request(
+        merchant,
+        market,
+        conf_file,
+        overrides,
+        engine,
+        run_date.date() if run_date else None,
+        run_id,
+        republish,
+    )
+    if backfill is None:
+        raise typer.Exit(_reported(request, output).code)
+    if run_date is not None:
+        raise typer.BadParameter("--backfill gives each run its date: leave out --run-date.")
+    raise typer.Exit(run_each(backfill, lambda day: _reported(request.on(day), output)))
+
+
+def _reported(request: _Request, output: Output) -> RunReport:
+    """Carry out one run, keep its record, and print what is to be said of it."""
+    report = RunReport(
+        merchant=request.merchant,
+        market=request.market,
+        run_id=request.run_id or uuid.uuid4().hex,
+        run_date=request.run_date,
+    )
     try:
         _run(request, report)
     except FeaturekitError as error:
@@ -82,15 +119,18 @@ def run_command(
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: what was computed is kept, and the next run goes on from there", file=sys.stderr)
+        report.failed("interrupted", 130)
+        keep_record(report)
         raise
     except Exception as error:
         report.failed(f"{type(error).__name__}: {error}", ExitCode.BUG)
         traceback.print_exc()
+    keep_record(report)
     if output is Output.JSON:
         print(report.json(), flush=True)
     elif report.status != "failed":
         print(report.text(), flush=True)
-    raise typer.Exit(report.code)
+    return report
 
 
 def run_logic_main(arguments: Sequence[str] | None = None) -> int:
@@ -110,16 +150,21 @@ class _Request:
     conf_file: Path | None
     overrides: list[str] | None
     engine: str | None
-    run_date: datetime | None
+    run_date: date | None
     run_id: str | None
+    republish: bool
+
+    def on(self, day: date) -> _Request:
+        """The same on another date; a name that was given is told apart by it."""
+        return replace(self, run_date=day, run_id=f"{self.run_id}-{day}" if self.run_id else None)
 
 
 def _run(request: _Request, report: RunReport) -> None:
     settings = settings_of(
         request.merchant, request.market, request.conf_file, request.overrides, request.engine
     )
-    if request.run_id is not None:
-        check_name("run id", request.run_id)
+    check_name("run id", report.run_id)
+    report.settings = settings
     # Not before the settings are known to be good: pyarrow and the adapters take a second to import.
     from featurekit_spark.bootstrap import Bootstrap
     from featurekit_spark.pipelines.logic import Gate, run_logic
@@ -131,7 +176,7 @@ def _run(request: _Request, report: RunReport) -> None:
             settings,
             merchant=request.merchant,
             market=request.market,
-            run_date=request.run_date.date() if request.run_date else None,
+            run_date=request.run_date,
             progress=progress,
         )
         try:
@@ -144,9 +189,10 @@ def _run(request: _Request, report: RunReport) -> None:
                     market=request.market,
                     sinks=boot.get_sinks(),
                     gate=Gate(settings.publish_gate.max_row_drop, settings.publish_gate.max_coverage_drop),
-                    run_id=request.run_id,
+                    run_id=report.run_id,
                     quality=boot.get_quality,
                     on_computed=report.computed,
+                    republish=request.republish,
                 )
         finally:
             boot.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.cli.exit_codes import ExitCode
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from featurekit_spark.pipelines.logic import LogicOutcome
     from featurekit_spark.results import Counts
     from featurekit_spark.session import RunResult
+    from featurekit_spark.settings import Settings
 
 __all__ = ["RunReport"]
 
@@ -25,13 +27,18 @@ _SHOWN_ERRORS = 5
 class RunReport:
     """Filled in as the run goes on, so that one that fails tells how far it came."""
 
-    def __init__(self, *, merchant: str, market: str, run_id: str | None) -> None:
-        self.code = ExitCode.OK
+    def __init__(self, *, merchant: str, market: str, run_id: str, run_date: date | None = None) -> None:
+        self.code: int = ExitCode.OK
+        self.run_id = run_id
+        self.started = self.ended = datetime.now(UTC)
+        self.errors: Mapping[str, str] = {}
+        self.settings: Settings | None = None  # None: they could not be read
+        self.execution: Any = None
         self._start = time.perf_counter()
-        self._errors: Mapping[str, str] = {}
-        self._facts: dict[str, Any] = {
+        self.facts: dict[str, Any] = {
             "status": "failed",
             "run_id": run_id,
+            "run_date": run_date.isoformat() if run_date else None,
             "merchant": merchant,
             "market": market,
             "products": None,
@@ -45,12 +52,12 @@ class RunReport:
     @property
     def status(self) -> str:
         """ok, partial (some keys have no answer of this run) or failed."""
-        return str(self._facts["status"])
+        return str(self.facts["status"])
 
     def computed(self, result: RunResult) -> None:
         """Everything is computed and kept; nothing is published yet."""
-        self._errors = result.errors
-        self._facts |= {
+        self.errors, self.execution = result.errors, result.execution
+        self.facts |= {
             "run_id": result.run_id,
             "products": result.keys,
             "builders": {name: _counts(counts) for name, counts in result.builders.items()},
@@ -60,7 +67,7 @@ class RunReport:
     def done(self, outcome: LogicOutcome) -> None:
         """The run came to its end."""
         self.computed(outcome.result)
-        self._facts |= {
+        self.facts |= {
             "status": outcome.result.status,
             "sinks": dict(outcome.sinks),
             "quality": dict(outcome.quality),
@@ -68,21 +75,22 @@ class RunReport:
         self.code = ExitCode.OK if outcome.result.status == "ok" else ExitCode.PARTIAL
         self._stop()
 
-    def failed(self, message: str, code: ExitCode) -> None:
+    def failed(self, message: str, code: int) -> None:
         """The run ended before its end."""
-        self._facts |= {"status": "failed", "error": message, "exit_code": int(code)}
+        self.facts |= {"status": "failed", "error": message, "exit_code": int(code)}
         self.code = code
         self._stop()
 
     def json(self) -> str:
         """One line; ASCII, because some readers take U+2028 for the end of a line."""
-        return json.dumps(self._facts)
+        return json.dumps(self.facts)
 
     def text(self) -> str:
         """The facts for a person."""
-        facts = self._facts
+        facts = self.facts
+        day = f" {facts['run_date']}" if facts["run_date"] else ""
         lines = [
-            f"{facts['merchant']} {facts['market']}: {facts['products']} products, {facts['status']} in "
+            f"{facts['merchant']} {facts['market']}{day}: {facts['products']} products, {facts['status']} in "
             f"{facts['wall_seconds']:.1f} s (run {facts['run_id']})"
             + (", nothing had changed" if facts["unchanged"] else "")
         ]
@@ -95,18 +103,20 @@ class RunReport:
         for name, sink in facts["sinks"].items():
             lines.append(f"  sink {name}: {sink['status']}, {sink['rows']} rows")
         told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["quality"].items())
-        return "\n".join([*lines, f"  data: {told}"])
+        page = [f"  page: {facts['page']}"] if "page" in facts else []
+        return "\n".join([*lines, f"  data: {told}", *page])
 
     def problems(self) -> Iterator[str]:
         """The first keys that failed, a line each, and how many more there are."""
-        for key, error in list(self._errors.items())[:_SHOWN_ERRORS]:
+        for key, error in list(self.errors.items())[:_SHOWN_ERRORS]:
             yield f"failed: {key}: {error}"
-        more = len(self._errors) - _SHOWN_ERRORS
+        more = len(self.errors) - _SHOWN_ERRORS
         if more > 0:
             yield f"failed: {more} more keys; each has an entry with status 'error' in the cache"
 
     def _stop(self) -> None:
-        self._facts["wall_seconds"] = round(time.perf_counter() - self._start, 3)
+        self.ended = datetime.now(UTC)
+        self.facts["wall_seconds"] = round(time.perf_counter() - self._start, 3)
 
 
 def _counts(counts: Counts) -> dict[str, Any]:

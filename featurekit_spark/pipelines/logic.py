@@ -73,11 +73,12 @@ def run_logic(
     configs: Mapping[Any, Any] | None = None,
     quality: Callable[[], Mapping[str, int]] = dict,
     on_computed: Callable[[RunResult], None] = lambda result: None,
+    republish: bool = False,
 ) -> LogicOutcome:
     """Recommendations of every product, by every logic builder, in every sink.
 
     `on_computed` is called before anything is published, so that a run can be told of whose publication
-    fails. Raises DefinitionError for a class that is no logic builder, PublishGateError before any sink is
+    fails. `republish` writes to sinks that hold these very answers as well. Raises DefinitionError for a class that is no logic builder, PublishGateError before any sink is
     written to.
     """
     start = time.perf_counter()
@@ -89,10 +90,12 @@ def run_logic(
     result = session.run(*targets, run_id=run_id, configs=configs, merchant=merchant, market=market)
     try:
         on_computed(result)
-        published, counts = _publish(session, result, logic_builders, keyset, sinks, gate or Gate())
+        published, counts = _publish(
+            session, result, logic_builders, keyset, sinks, gate or Gate(), quality, republish
+        )
     finally:
         result.execution.close()
-    return LogicOutcome(result, published, {**quality(), **counts}, time.perf_counter() - start)
+    return LogicOutcome(result, published, counts, time.perf_counter() - start)
 
 
 def _publish(
@@ -102,26 +105,34 @@ def _publish(
     keyset: type[KeySet],
     sinks: Sequence[Sink],
     gate: Gate,
+    quality: Callable[[], Mapping[str, int]],
+    republish: bool,
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, int]]:
-    """(what became of each sink, counts of answers). A sink that holds these answers is not written to."""
+    """(what became of each sink, counts of data and answers). A sink that holds these answers is not written to."""
     merchant, market = result.group["merchant"], result.group["market"]
     names = [builder.name for builder in logic_builders]
     fingerprint = result.execution.fingerprint(names)
     counts = {"kept": result.execution.kept(names)}
     group = key_json((merchant, market, "published"))
-    before = session.cache.last_run(group)
-    marks = dict(before.record["sinks"]) if before is not None else {}
+    last = session.cache.mark(group)
+    if last is None and (before := session.cache.last_run(group)) is not None:
+        last = before.record
+    marks = dict(last["sinks"]) if last is not None else {}
+    told = last.get("quality") if last is not None and result.unchanged else None
+    counts = {**(quality() if told is None else told), **counts}  # of the same data: not read again
 
     outcome: dict[str, Mapping[str, Any]] = {}
     behind: list[tuple[Sink, PublishedState | None]] = []
     for sink in sinks:
         state = sink.state(merchant, market)
-        if state and sink.layout and marks.get(sink.name) == _mark(sink, fingerprint, state.run_id):
-            outcome[sink.name] = {"status": "unchanged", "rows": state.rows}
+        holds = state and sink.layout and marks.get(sink.name) == _mark(sink, fingerprint, state.run_id)
+        if state and holds and not republish:
+            outcome[sink.name] = {"status": "unchanged", "rows": state.rows, "run_id": state.run_id}
             counts["without_recommendations"] = state.rows - state.covered
         else:
             behind.append((sink, state))
     if not behind:
+        session.cache.put_mark(group, {"sinks": marks, "quality": counts})
         return outcome, counts
 
     rows = publication_rows(result, logic_builders, keyset)
@@ -142,8 +153,9 @@ def _publish(
         outcome[sink.name] = {"status": "published", **figures}
         # After each sink: where the next one fails, a later run leaves this one alone.
         marks[sink.name] = _mark(sink, fingerprint, result.run_id)
-        record = RunRecord(result.run_id, group, result.ts, result.status, {"sinks": dict(marks)})
-        session.cache.record_run(record)
+        facts = {"sinks": dict(marks), "quality": counts}
+        session.cache.record_run(RunRecord(result.run_id, group, result.ts, result.status, facts))
+        session.cache.put_mark(group, facts)
     return {sink.name: outcome[sink.name] for sink in sinks}, counts
 
 

@@ -42,7 +42,6 @@ def run_document(
     execution: Any = None,
     errors: Mapping[str, str] | None = None,
     settings: Settings | None = None,
-    run_date: str | None = None,
 ) -> dict[str, Any]:
     """`facts` (run_id, merchant, market, status, counts, sinks ...: what the command prints) with all that is known
     beside them. `execution` may have ended anywhere, or never have begun; `errors`: failed keys and why."""
@@ -51,7 +50,6 @@ def run_document(
     document: dict[str, Any] = {
         "schema": DOCUMENT_SCHEMA,
         **facts,
-        "run_date": run_date,
         "started": _instant(started),
         "ended": _instant(ended),
         "engine": settings.engine.kind if settings is not None else None,
@@ -116,11 +114,12 @@ def _masked_deep(value: object) -> object:
 
 def _identities(execution: Any) -> dict[str, dict[str, str]]:
     """By builder what its entries are found by: value type, version, config and its hash."""
-    if execution is None:
+    bindings = getattr(getattr(execution, "job", None), "bindings", None)
+    if bindings is None:
         return {}
     found = {}
     for builder in execution.graph:
-        bound = execution.job.bindings[builder]
+        bound = bindings[builder]
         found[builder.name] = {
             "type": bound.type.text,
             "version": bound.version,

@@ -85,10 +85,21 @@ def test_what_is_published(shop: Shop) -> None:
 
 def test_a_sink_that_is_up_to_date_is_left_alone(shop: Shop) -> None:
     sink = ListSink()
-    shop.run(sink)
+    first = shop.run(sink)
     outcome = shop.run(sink)
-    assert outcome.sinks == {"list": {"status": "unchanged", "rows": 4}}
+    held = {"status": "unchanged", "rows": 4, "run_id": first.result.run_id}
+    assert outcome.sinks == {"list": held}
     assert outcome.result.unchanged and len(sink.published) == 1
+
+
+def test_a_sink_that_is_up_to_date_is_written_to_on_request(shop: Shop) -> None:
+    sink = ListSink()
+    shop.run(sink)
+    outcome = shop.run(sink, republish=True)
+    assert outcome.result.unchanged and outcome.sinks["list"]["status"] == "published"
+    first, again = (publication.rows for publication in sink.published)
+    assert again.equals(first)
+    assert shop.run(sink).sinks["list"]["status"] == "unchanged"
 
 
 def test_a_sink_is_written_to_again_where_the_same_rows_would_not_stand_there(shop: Shop) -> None:
