@@ -133,7 +133,7 @@ class TraceRow:
     reads: str | None = None
     epoch: int = 0
     valid_until: datetime | None = None
-    status: Literal["ok", "error"] = "ok"
+    status: Literal["ok", "error", "superseded"] = "ok"
     entry_id: str | None = None
     value_hash: str | None = None
     recorded: int = 0
@@ -156,7 +156,8 @@ class FeatureCache(Protocol):
     """Where entries, traces and run records are kept. Every implementation passes `testing.CacheBehaviour`.
 
     Keys are canonical JSON. An entry is *current* for (builder, config_hash, key) when it is the newest of that
-    key's ok entries and pointer rows.
+    key's ok entries and ok pointer and target rows. Such a row without an entry_id says that the value became null
+    without a build: then no entry is current, and every reader leaves the key out.
     """
 
     def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> dict[str, Found]:
@@ -181,7 +182,10 @@ class FeatureCache(Protocol):
         """Add rows (ENTRY_SCHEMA less `recorded`, which is set here): entries first, then the traces that name them."""
 
     def traces(self, builder: str, group: str) -> pa.Table:
-        """The newest target row per key, and the newest group row, of one group (TRACE_SCHEMA, any order)."""
+        """The newest target row per key, and the newest group row, of one group (TRACE_SCHEMA, any order).
+
+        An ok target row reads as `superseded` where another entry became current after it: it proves nothing.
+        """
 
     def history(self, builder: str) -> pa.Table:
         """All entries of a builder as they are stored (ENTRY_SCHEMA)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "found_in",
     "newest_in",
     "newest_rows",
+    "superseded",
     "to_entries",
 ]
 
@@ -35,9 +36,12 @@ def newest_rows(rows: pa.Table, by: str | list[str] = "key") -> pa.Table:
     return rows.take(picked)
 
 
-def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str, str | None]]:
-    """key -> (entry_id, reads) of the newest among ok entries and pointer rows of one builder and config."""
-    newest: dict[str, tuple[int, str, str | None]] = {}
+def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str | None, str | None]]:
+    """key -> (entry_id, reads) of the newest among ok entries and pointer rows of one builder and config.
+
+    entry_id is None where the key's value became null without a build.
+    """
+    newest: dict[str, tuple[int, str | None, str | None]] = {}
     ok = entries.filter(pc.equal(entries["status"], "ok"))
     for key, entry, recorded in zip(
         ok["key"].to_pylist(), ok["entry_id"].to_pylist(), ok["recorded"].to_pylist(), strict=True
@@ -49,6 +53,31 @@ def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str, s
         if key not in newest or newest[key][0] <= row["recorded"]:
             newest[key] = (row["recorded"], row["entry_id"], row["reads"])
     return {key: (entry, reads) for key, (_, entry, reads) in newest.items()}
+
+
+def superseded(traces: pa.Table, newer: pa.Table) -> pa.Table:
+    """Trace rows, with the status `superseded` where `newer` made another entry the current one of a target's key.
+
+    `newer`: ok entries and pointers of the same builder; those older than a row do not count.
+    """
+    columns = ["key", "config_hash", "entry_id", "recorded"]
+    near = np.flatnonzero(pc.is_in(traces["key"], newer["key"].combine_chunks()).to_numpy())
+    if not len(near):
+        return traces
+    latest = {(row[0], row[1]): row[2:] for row in _tuples(newest_rows(newer, columns[:2]), columns)}
+    status = traces["status"].to_pylist()
+    for at, kind, (key, config, entry, recorded) in zip(
+        near, traces["kind"].take(near).to_pylist(), _tuples(traces.take(near), columns), strict=True
+    ):
+        now, stamp = latest.get((key, config), (entry, 0))
+        if kind == "target" and status[at] == "ok" and stamp > recorded and now != entry:
+            status[at] = "superseded"
+    place = traces.column_names.index("status")
+    return traces.set_column(place, traces.schema.field(place), pa.array(status, pa.string()))
+
+
+def _tuples(rows: pa.Table, columns: list[str]) -> Iterable[tuple[Any, ...]]:
+    return zip(*(rows[name].to_pylist() for name in columns), strict=True)
 
 
 def to_entries(rows: pa.Table) -> list[Entry]:
@@ -73,7 +102,7 @@ def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str]) -
     )
     found: dict[str, Found] = {}
     for entry in to_entries(newest_rows(ok, "entry_id")):
-        now, reads = current.get(entry.key, ("", None))
+        now, reads = current.get(entry.key, (None, None))
         if entry.entry_id == wanted.get(entry.key):
             found[entry.key] = Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None)
     return found
@@ -82,7 +111,8 @@ def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str]) -
 def current_in(entries: pa.Table, pointers: pa.Table, keys: Sequence[str]) -> dict[str, Found]:
     """The current entry of each of `keys`, among one builder's and config's rows."""
     asked = set(keys)
-    now = {key: entry for key, (entry, _) in current_ids(entries, pointers).items() if key in asked}
+    current = current_ids(entries, pointers).items()
+    now = {key: entry for key, (entry, _) in current if key in asked and entry is not None}
     return found_in(entries, pointers, now)
 
 

@@ -38,7 +38,7 @@ class MemoryCache:
         self._lock = threading.RLock()
         self._entries: dict[tuple[str, str], Entry] = {}  # (builder, entry_id)
         self._rows: dict[str, list[Entry]] = {}
-        self._current: dict[tuple[str, str, str], tuple[str, str | None, int]] = {}
+        self._current: dict[tuple[str, str, str], tuple[str | None, str | None, int]] = {}
         self._pointers: dict[tuple[str, str, str], TraceRow] = {}
         self._targets: dict[tuple[str, str], dict[tuple[str, str], TraceRow]] = {}
         self._runs: dict[str, list[RunRecord]] = {}
@@ -60,11 +60,8 @@ class MemoryCache:
 
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
         with self._lock:
-            wanted = {
-                key: self._current[builder, config_hash, key][0]
-                for key in keys
-                if (builder, config_hash, key) in self._current
-            }
+            current = {key: self._current.get((builder, config_hash, key), (None,))[0] for key in keys}
+            wanted = {key: entry_id for key, entry_id in current.items() if entry_id is not None}
             return self.find(builder, config_hash, wanted)
 
     def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
@@ -102,13 +99,13 @@ class MemoryCache:
                 row = replace(row, recorded=stamp)
                 if row.kind != "pointer":
                     self._targets.setdefault((row.builder, row.group), {})[row.kind, row.key] = row
-                if row.kind != "group" and row.entry_id is not None and row.status == "ok":
+                if row.kind != "group" and row.status == "ok":
                     self._current[row.builder, row.config_hash, row.key] = (row.entry_id, row.reads, stamp)
                     self._pointers[row.builder, row.config_hash, row.key] = row
 
     def traces(self, builder: str, group: str) -> pa.Table:
         with self._lock:
-            return _traces(list(self._targets.get((builder, group), {}).values()))
+            return _traces([self._judged(row) for row in self._targets.get((builder, group), {}).values()])
 
     def history(self, builder: str) -> pa.Table:
         with self._lock:
@@ -116,11 +113,11 @@ class MemoryCache:
 
     def newest(self, builder: str) -> pa.Table:
         with self._lock:
-            newest: dict[str, tuple[int, Entry]] = {}
+            newest: dict[str, tuple[int, Entry | None]] = {}
             for (name, _, key), (entry_id, _, stamp) in self._current.items():
                 if name == builder and (key not in newest or newest[key][0] <= stamp):
-                    newest[key] = (stamp, self._entries[builder, entry_id])
-            return _table([entry for _, entry in newest.values()])
+                    newest[key] = (stamp, self._entries.get((builder, entry_id or "")))
+            return _table([entry for _, entry in newest.values() if entry is not None])
 
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         return typed_rows(self.newest(builder.name), builder)
@@ -168,6 +165,13 @@ class MemoryCache:
     def runs(self, group: str) -> list[RunRecord]:
         with self._lock:
             return self._runs.get(group, [])[::-1]
+
+    def _judged(self, row: TraceRow) -> TraceRow:
+        """A trace row; a target's is superseded where another entry became current after it."""
+        if row.kind != "target" or row.status != "ok":
+            return row
+        now, _, _ = self._current[row.builder, row.config_hash, row.key]
+        return row if now == row.entry_id else replace(row, status="superseded")
 
     def _stamp(self) -> int:
         self._clock = max(self._clock + 1, time.time_ns())

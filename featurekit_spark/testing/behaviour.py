@@ -24,7 +24,7 @@ from featurekit_spark.errors import UsageError
 from featurekit_spark.fingerprint import entry_id, key_json
 from featurekit_spark.values import NULL_HASH, value_type
 
-__all__ = ["CacheBehaviour", "entry", "pointer", "rows"]
+__all__ = ["CacheBehaviour", "entry", "pointer", "rows", "target"]
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 _TEXT = value_type(str)
@@ -61,6 +61,11 @@ def pointer(to: Entry, *, reads: str | None = None) -> TraceRow:
     return TraceRow(
         to.builder, "pointer", to.key, to.config_hash, NOON, "run-2", entry_id=to.entry_id, reads=reads
     )
+
+
+def target(to: Entry, group: str = '["abt"]') -> TraceRow:
+    """The row by which a run proves a target's key."""
+    return replace(pointer(to), kind="target", group=group, plan_hash="p", keyed_trace="k")
 
 
 class CacheBehaviour:
@@ -268,6 +273,54 @@ class CacheBehaviour:
         assert cache.ids("Title").to_pylist() == [good.entry_id]
         assert [row["value"] for row in cache.newest("Title").to_pylist()] == [b"lamp"]
         assert {row["error"] for row in cache.history("Title").to_pylist()} == {None, "no answer"}
+
+    def test_a_value_that_became_null_is_current_no_more(self, tmp_path: Path) -> None:
+        """A pointer or target row without an entry: an input is null, so nothing was built."""
+        cache, a, b = self.make_cache(tmp_path), entry("a", "lamp"), entry("b", "sofa")
+        cache.append(rows(a, b))
+        cache.append(None, [replace(pointer(a), entry_id=None), replace(target(b), entry_id=None)])
+        assert cache.current("Title", "c1", [a.key, b.key]) == {}
+        assert [found.current for found in cache.candidates("Title", "c1", [a.key, b.key])] == [False, False]
+        assert not cache.find("Title", "c1", {a.key: a.entry_id})[a.key].current
+        assert len(cache.newest("Title")) == 0
+        cache.append(None, [pointer(a)])
+        cache.append(rows(entry("b", "settee", inputs="i2")))
+        assert {row["key"]: row["value"] for row in cache.newest("Title").to_pylist()} == {
+            a.key: b"lamp",
+            b.key: b"settee",
+        }
+        assert set(cache.current("Title", "c1", [a.key, b.key])) == {a.key, b.key}
+
+    def test_a_key_is_named_by_a_target_row_that_has_no_entry(self, tmp_path: Path) -> None:
+        """An inline target: its rows name entries that nobody keeps."""
+        cache, a = self.make_cache(tmp_path), entry("a", "lamp")
+        cache.append(None, [target(a)])
+        assert cache.current("Title", "c1", [a.key]) == {}
+        assert len(cache.newest("Title")) == 0
+        assert cache.traces("Title", '["abt"]')["status"].to_pylist() == ["ok"]
+
+    def test_a_trace_is_superseded_once_another_entry_is_current(self, tmp_path: Path) -> None:
+        """Such a key is walked again, so that what the run answers becomes current again."""
+        cache, a, b = self.make_cache(tmp_path), entry("a", "lamp"), entry("b", "sofa")
+        other = entry("a", "big lamp", inputs="i2")
+        group = TraceRow("Title", "group", '["abt"]', "c1", NOON, "run-1", group='["abt"]')
+        cache.append(rows(other))
+        cache.append(rows(a, b, entry("a", "Lampe", config_hash="c2")), [target(a), target(b), group])
+
+        def status() -> dict[str, str]:
+            found = cache.traces("Title", '["abt"]').to_pylist()
+            return {row["key"]: row["status"] for row in found}
+
+        assert status() == {a.key: "ok", b.key: "ok", '["abt"]': "ok"}
+        cache.append(rows(entry("a", "Lampe", inputs="i2", config_hash="c2")), [pointer(b)])
+        cache.append(rows(entry("b", None, inputs="i2", status="error", value_hash=None)))
+        assert status() == {a.key: "ok", b.key: "ok", '["abt"]': "ok"}
+        cache.append(None, [pointer(other), replace(pointer(b), entry_id=None)])
+        assert status() == {a.key: "superseded", b.key: "superseded", '["abt"]': "ok"}
+        cache.append(None, [target(a), replace(target(b), entry_id=None)])
+        assert status() == {a.key: "ok", b.key: "ok", '["abt"]': "ok"}
+        cache.append(rows(other))
+        assert status() == {a.key: "superseded", b.key: "ok", '["abt"]': "ok"}
 
     # -- traces, history, runs -------------------------------------------------------------------------------
 
