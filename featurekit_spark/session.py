@@ -107,6 +107,7 @@ class Session:
         self.progress = progress or (lambda what, done, total: None)
         self.controller = Controller(context, cache)
         self.engine: Engine = _engine(engine, spark, self.limits) if isinstance(engine, str) else engine
+        self.execution: Execution | None = None  # under way, or the last one: tells how far a failed run came
 
     def get(
         self,
@@ -179,7 +180,7 @@ class Session:
 
     def _executed(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> Execution:
         self.engine.check(plan, job)
-        execution = execution_for(plan, graph, job, self.engine, group=key)
+        execution = self.execution = execution_for(plan, graph, job, self.engine, group=key)
         execution.run()
         return execution
 
@@ -192,7 +193,7 @@ class Session:
         group: dict[str, Any],
         mark: Mapping[str, Any],
     ) -> RunResult:
-        execution = Unchanged(mark, graph, lambda: self._executed(plan, graph, job, key))
+        execution = Unchanged(mark, plan, graph, job, lambda: self._executed(plan, graph, job, key))
         counts = execution.counts()
         return RunResult(
             job.run_id, "ok", group, job.now, counts, execution.keys, True, {}, cast(Execution, execution)

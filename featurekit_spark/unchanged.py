@@ -6,7 +6,7 @@ Compares versions only. Knows neither entries nor traces; where it cannot tell, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,6 +16,7 @@ from featurekit_spark.check import plan_hash
 from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Execution
 from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job
 from featurekit_spark.plan import CheckTraces, Plan
 from featurekit_spark.results import Counts
 
@@ -85,8 +86,11 @@ class Unchanged:
 
     unchanged = True
 
-    def __init__(self, mark: Mapping[str, Any], graph: Graph, checked: Any) -> None:
-        self._mark, self._graph, self._checked = mark, graph, checked
+    def __init__(
+        self, mark: Mapping[str, Any], plan: Plan, graph: Graph, job: Job, checked: Callable[[], Execution]
+    ) -> None:
+        self.plan, self.graph, self.job = plan, graph, job
+        self._mark, self._checked = mark, checked
         self._whole: Execution | None = None
         self.seconds: dict[str, float] = {}
 
@@ -97,7 +101,7 @@ class Unchanged:
 
     def counts(self) -> dict[str, Counts]:
         """Every key of every target is a hit."""
-        return {b.name: Counts(hit=self._mark["keys"].get(b.name, 0)) for b in self._graph}
+        return {b.name: Counts(hit=self._mark["keys"].get(b.name, 0)) for b in self.graph}
 
     def errors(self, targets: Sequence[str]) -> dict[str, str]:
         """None: what had failed would have been tried again."""

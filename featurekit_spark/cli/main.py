@@ -179,10 +179,12 @@ def _run(request: _Request, report: RunReport) -> None:
             run_date=request.run_date,
             progress=progress,
         )
+        session = None
         try:
             with boot.run_lock():
+                session = boot.get_session()
                 outcome = run_logic(
-                    boot.get_session(),
+                    session,
                     boot.get_logic_builders(),
                     boot.get_logic_keys(),
                     merchant=request.merchant,
@@ -195,6 +197,7 @@ def _run(request: _Request, report: RunReport) -> None:
                     republish=request.republish,
                 )
         finally:
+            report.came_to(session.execution if session is not None else None)
             boot.close()
     report.done(outcome)
     for line in report.problems():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from featurekit_spark.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from featurekit_spark.execute import Execution
     from featurekit_spark.pipelines.logic import LogicOutcome
     from featurekit_spark.results import Counts
     from featurekit_spark.session import RunResult
@@ -63,6 +64,12 @@ class RunReport:
             "builders": {name: _counts(counts) for name, counts in result.builders.items()},
             "unchanged": result.unchanged,
         }
+
+    def came_to(self, execution: Execution | None) -> None:
+        """Something was computed; where the run fails, this is how far it came."""
+        if self.execution is None and execution is not None:
+            self.execution = execution
+            self.facts["builders"] = {name: _counts(counts) for name, counts in execution.counts().items()}
 
     def done(self, outcome: LogicOutcome) -> None:
         """The run came to its end."""

@@ -78,8 +78,8 @@ def run_logic(
     """Recommendations of every product, by every logic builder, in every sink.
 
     `on_computed` is called before anything is published, so that a run can be told of whose publication
-    fails. `republish` writes to sinks that hold these very answers as well. Raises DefinitionError for a class that is no logic builder, PublishGateError before any sink is
-    written to.
+    fails. `republish` writes to sinks that hold these very answers as well. Raises DefinitionError for a
+    class that is no logic builder, PublishGateError before any sink is written to.
     """
     start = time.perf_counter()
     for builder in logic_builders:

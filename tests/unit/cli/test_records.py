@@ -42,7 +42,8 @@ def test_a_run_that_found_nothing_to_do_leaves_one_too(workplace: Workplace) -> 
     workplace.run("--run-id", "r1")
     workplace.run("--run-id", "r2")
     found = documents(workplace)[-1]
-    assert (found["run_id"], found["unchanged"]) == ("r2", True)
+    assert (found["run_id"], found["unchanged"], found["stages"]) == ("r2", True, [])
+    assert "LLMLogic" in found["plan"] and found["identities"]["LLMLogic"]["config_hash"]
     assert found["sinks"]["delta"]["run_id"] == "r1"
     listed = (workplace.warehouse / "runs" / "abt" / "US" / "index.html").read_text()
     assert listed.index("r2.html") < listed.index("r1.html")
@@ -58,6 +59,20 @@ def test_a_failed_run_leaves_how_far_it_came(workplace: Workplace, monkeypatch: 
     (found,) = documents(workplace)
     assert (found["status"], found["exit_code"]) == ("failed", 1) and "disk full" in found["error"]
     assert found["builders"]["LLMLogic"]["computed"] == 6 and found["stages"]
+
+
+def test_a_run_whose_stage_failed_leaves_the_stages_before_it(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("featurekit_spark.engines.local.LocalEngine.run_stage", broken)
+    ran = workplace.run()
+    (found,) = documents(workplace)
+    assert ran.code == 1 and found["error"] == "OSError: disk full"
+    assert "LLMLogic" in found["plan"] and found["stages"] and found["identities"]
+    assert found["builders"]["ProductEmbeddingString"]["computed"] == 6
 
 
 def test_a_run_that_failed_before_it_computed_leaves_its_error(workplace: Workplace) -> None:
