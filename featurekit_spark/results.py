@@ -49,6 +49,7 @@ class Origin(StrEnum):
     EMPTY = "empty"  # an input is null, so the value is null: nothing was looked up or built
     ERROR = "error"  # its own build failed
     UPSTREAM = "upstream"  # an input failed
+    MISS = "miss"  # dry walks only: a run would have to build it, so its value is unknown
 
 
 ROW_SCHEMA: Final = pa.schema(
@@ -66,7 +67,9 @@ ROW_SCHEMA: Final = pa.schema(
 """A result as a row: an entry's columns and how it came about. Stages take such rows in and give them out."""
 
 
-_FRESH = pa.array(["computed", "error", "upstream"])
+def _is_fresh(rows: pa.Table) -> pa.ChunkedArray:
+    # Not a constant of the module: making the first Arrow array imports pandas.
+    return pc.is_in(rows["origin"], pa.array(["computed", "error", "upstream"]))
 
 
 class Result:
@@ -74,7 +77,7 @@ class Result:
 
     `until`: when the answer or anything it was made from expires (None: never). `reads`: sources reached by a value.
     `cause`: the exception behind `error`, in the process where it was raised.
-    `current`: False where a hit is not yet the current entry of its key.
+    `current`: False where a hit is not yet the current entry of its key, or an empty one's key still has such an entry.
     """
 
     __slots__ = (
@@ -125,6 +128,10 @@ class Result:
     @property
     def failed(self) -> bool:
         return self.error is not None
+
+    @property
+    def unknown(self) -> bool:
+        return self.origin is Origin.MISS
 
     @property
     def is_null(self) -> bool:
@@ -270,7 +277,7 @@ _RESULT_COLUMNS = (
 
 def new_entries(rows: pa.Table, run_id: str) -> pa.Table:
     """Of ROW_SCHEMA rows those that a cache does not have yet, as ENTRY_SCHEMA rows less `recorded`."""
-    fresh = rows.filter(pc.is_in(rows["origin"], _FRESH))
+    fresh = rows.filter(_is_fresh(rows))
     columns = [
         pa.array([run_id] * len(fresh), pa.string()) if name == "run_id" else fresh[name]
         for name in ENTRY_SCHEMA.names
@@ -282,7 +289,7 @@ def new_entries(rows: pa.Table, run_id: str) -> pa.Table:
 def plain_entries(rows: pa.Table, inline: Collection[str]) -> tuple[pa.Table, pa.Table]:
     """Of ROW_SCHEMA rows (those of which an entry says everything and which a cache does not have yet, the rest)."""
     no_reads = pc.equal(pc.fill_null(pc.list_value_length(rows["reads"]), 0), 0)
-    plain = pc.and_(pc.is_in(rows["origin"], _FRESH), pc.and_(pc.is_null(rows["until"]), no_reads))
+    plain = pc.and_(_is_fresh(rows), pc.and_(pc.is_null(rows["until"]), no_reads))
     kept = pc.invert(pc.is_in(rows["builder"], pa.array(sorted(inline), pa.string())))
     plain = pc.and_(plain, kept)
     return rows.filter(plain), rows.filter(pc.invert(plain))
@@ -304,13 +311,16 @@ def entry_rows(entries: pa.Table) -> pa.Table:
 
 
 def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id: str) -> list[TraceRow]:
-    """Pointer rows that a commit must add: hits that become current again, and the reads of hand-written gets."""
-    again = pc.and_(pc.equal(rows["origin"], Origin.HIT.value), pc.invert(rows["current"]))
+    """Pointer rows that a commit must add: hits that become current again, values that became null without a build
+    (these point to nothing), and the reads of hand-written gets."""
+    looked_up = pc.is_in(rows["origin"], pa.array([Origin.HIT.value, Origin.EMPTY.value]))
+    again = pc.and_(looked_up, pc.invert(rows["current"]))
     hand = pc.and_(
         pc.is_in(rows["builder"], pa.array(sorted(by_hand), pa.string())),
         pc.equal(rows["origin"], Origin.COMPUTED.value),
     )
-    marked = rows.filter(pc.or_(again, hand)).select(["builder", "key", "config_hash", "entry_id", "reads"])
+    columns = ["builder", "key", "config_hash", "entry_id", "value_hash", "reads"]
+    marked = rows.filter(pc.or_(again, hand)).select(columns)
     return [
         TraceRow(
             row["builder"],
@@ -320,12 +330,12 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
             now,
             run_id,
             entry_id=row["entry_id"],
+            value_hash=row["value_hash"],
             reads=json.dumps([list(read.values()) for read in row["reads"] or ()])
             if row["builder"] in by_hand
             else None,
         )
         for row in marked.to_pylist()
-        if row["entry_id"] is not None
     ]
 
 
@@ -341,6 +351,10 @@ class Counts:
     tokens: int = 0
     usd: float | None = field(default=0.0)
     seconds: float = 0.0
+
+    @property
+    def keys(self) -> int:
+        return self.hit + self.computed + self.empty + self.error
 
     def add(self, other: Counts) -> None:
         for name in ("hit", "computed", "empty", "error", "calls", "tokens", "seconds"):

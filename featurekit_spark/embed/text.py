@@ -4,15 +4,17 @@ entry."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.embed.base import Vectors, is_blank
 from featurekit_spark.errors import ContextError
 from featurekit_spark.values import vector
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["TextEmbedding"]
 

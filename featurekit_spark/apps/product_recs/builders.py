@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from featurekit_spark.apps.product_recs.catalog import IdScan, TitleScan
@@ -21,6 +20,9 @@ from featurekit_spark.embed.text import TextEmbedding
 from featurekit_spark.errors import ContextError
 from featurekit_spark.llm.completion import LLMCompletion
 from featurekit_spark.sources.base import is_blank, resolve_dimension
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "LLMLogic",
