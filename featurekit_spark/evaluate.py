@@ -239,6 +239,7 @@ class Evaluator:
                 identities[row] = (text, inputs, entry_id(bound.name, bound.config_hash, text, inputs))
                 wanted[text] = identities[row][2]
         found = {} if bound.builder.inline else self.store.find(bound.name, bound.config_hash, wanted)
+        self._mark_emptied(bound, keys, results)
         misses = []
         for row, (text, _, identity) in enumerate(identities):
             if results[row] is None:
@@ -454,6 +455,17 @@ class Evaluator:
             until, reads = self._lineage(cells)
             return Result(Origin.EMPTY, NULL_HASH, kind=bound.type, until=until, reads=reads)
         return None
+
+    def _mark_emptied(self, bound: Bound, keys: list[Key], results: list[Result | None]) -> None:
+        """Null without a build has no entry: where the key has one from before, that is no longer the current one."""
+        empty = {
+            key_json(key): result
+            for key, result in zip(keys, results, strict=True)
+            if result is not None and result.origin is Origin.EMPTY
+        }
+        if empty and not bound.builder.inline:
+            for text in self.store.current(bound.name, bound.config_hash, list(empty)):
+                empty[text].current = False
 
     def _lives(self, bound: Bound, hit: Found) -> bool:
         until = bound.builder.freshness.expiry(hit.entry.ts)

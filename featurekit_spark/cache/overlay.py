@@ -131,6 +131,6 @@ class OverlayCache:
 
 
 def pointing(traces: pa.Table) -> pa.Table:
-    """The trace rows that make an entry current."""
+    """The trace rows that make an entry current, or say that a key's value is null without one."""
     kept = pc.and_(pc.not_equal(traces["kind"], "group"), pc.equal(traces["status"], "ok"))
-    return traces.filter(pc.and_(kept, pc.is_valid(traces["entry_id"])))
+    return traces.filter(kept)
