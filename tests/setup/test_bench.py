@@ -1,0 +1,87 @@
+"""The measuring scripts on a few products: that they run, what they count, and that a wrong count is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "scripts" / "bench"
+
+
+def bench(script: str, *options: str) -> tuple[int, dict[str, Any], str]:
+    """(exit code, the object in the last line of stdout, everything that was said)."""
+    command = [sys.executable, str(BENCH / script), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", timeout=300)
+    assert done.stdout.strip(), done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+@pytest.mark.jobs
+@pytest.mark.slow
+def test_warm_counts_calls_embeddings_and_searches() -> None:
+    options = ("--products", "40", "--engines", "local", "--repeat", "1")
+    code, figures, said = bench("warm", *options, "--changes", "none,titles,top_k_back")
+    assert code == 0, said
+    rows = {row["change"]: row for row in figures["rows"]}
+    assert list(rows) == ["cold", "none", "titles", "top_k_back"]
+    assert rows["cold"]["calls"] > 30 and rows["cold"]["searches"] > rows["cold"]["calls"]
+    assert [rows["none"][name] for name in ("calls", "embeddings", "searches")] == [0, 0, 0]
+    assert rows["titles"]["calls"] == 1
+    assert rows["top_k_back"]["searches"] == 0, "what top_k made before is found again"
+
+
+@pytest.mark.jobs
+@pytest.mark.slow
+def test_check_compares_sizes() -> None:
+    code, figures, said = bench("check", "--sizes", "200,400", "--repeat", "1")
+    assert [row["keys"] for row in figures["rows"]] == [200, 400], said
+    assert [row["wrong"] for row in figures["rows"]] == ["", ""]
+    assert code == (0 if figures["linear"] else 1)
+
+
+@pytest.fixture
+def warm_changes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import warm_changes  # type: ignore[import-not-found]
+
+    return warm_changes
+
+
+@pytest.mark.parametrize(
+    ("step", "searches", "others", "said"),
+    [
+        ("none", 0, 0, ""),
+        ("none", 0, 2, "computed {'LLMLogic': 2}, must be nothing"),
+        ("top_k", 7, 2, "searches 7, must be 9"),
+        ("titles", 7, 2, ""),
+    ],
+)
+def test_a_wrong_count_is_told(warm_changes: Any, step: str, searches: int, others: int, said: str) -> None:
+    computed = {"ProductIds": 1, "ProductEmbeddingSearcher": searches, "LLMLogic": others}
+    report = {
+        "status": "ok",
+        "products": 5,
+        "wall_seconds": 1.0,
+        "builders": {name: {"computed": number} for name, number in computed.items()},
+    }
+    ran = warm_changes._common.Ran(seconds=2.0, peak_mb=1.0, out=f"\n{json.dumps(report)}\n")
+    found = next(s for chain in warm_changes.CHAINS for s in chain if s.name == step)
+    must = {"none": 0, "top_k": 9, "titles": None}[step]
+    expected = warm_changes.Expected(products=5, calls=0, embeddings=0, searches=must)
+    row = warm_changes._row(found, "local", [(ran, 0, expected)], 10.0)
+    assert row["wrong"] == said
+    assert row["ratio"] == 0.2 and row["seconds"] == 2.0
+
+
+def test_an_unknown_change_is_refused() -> None:
+    command = [sys.executable, str(BENCH / "warm"), "--changes", "everything"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "'everything' is unknown; choose from none, prices," in done.stderr
