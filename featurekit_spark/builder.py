@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from featurekit_spark.codeprint import code_version
 from featurekit_spark.errors import ContextError, DefinitionError, UsageError, known_names
-from featurekit_spark.fingerprint import code_fingerprint, config_hash, key_json
+from featurekit_spark.fingerprint import config_hash, key_json
 from featurekit_spark.freshness import Freshness
-from featurekit_spark.values import ValueType, value_type
+from featurekit_spark.values import Codec, ValueType, value_type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -365,7 +366,8 @@ def bind(cls: Builder, context: Any, configs: Mapping[Any, Any] | None = None) -
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise DefinitionError(f"{cls.name}: a config is an instance of a frozen dataclass, found {config!r}")
     kind = value_type(cls.value, config)
-    version = cls.version or code_fingerprint(cls, library=_library_base(cls), uses=cls.uses)
+    codecs = (cls.value.encode, cls.value.decode) if isinstance(cls.value, Codec) else ()
+    version = code_version(cls, library=_library_base(cls), uses=(*cls.uses, *codecs))
     return Bound(
         builder,
         config,

@@ -6,11 +6,8 @@ so that SQL can show, join and recompute it. The digests are part of the cache's
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import json
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -18,9 +15,7 @@ from enum import Enum
 from hashlib import sha256
 from json.encoder import encode_basestring
 from pathlib import PurePath
-from types import FunctionType, ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from featurekit_spark.errors import DefinitionError
 
@@ -28,7 +23,6 @@ __all__ = [
     "GROUP_BUCKETS",
     "bucket_digests",
     "canonical_json",
-    "code_fingerprint",
     "config_hash",
     "digest",
     "entry_id",
@@ -151,70 +145,3 @@ def _plain(value: Any, path: str) -> Any:
 def config_hash(builder: str, value_type: str, version: str, config: Any) -> str:
     """Identity of a builder as it is configured: name, value type, version, own config."""
     return digest("config", builder, value_type, version, canonical_json(config))
-
-
-def code_fingerprint(cls: type, *, library: type, uses: Sequence[Any] = ()) -> str:
-    """Hash of a class's code and of the helpers it names, blind to comments, docstrings and layout.
-
-    Classes from `library` upwards are left out: the library's own code does not decide what a user's feature is.
-    """
-    parts = []
-    for owner in cls.__mro__:
-        if owner is library or owner is object or issubclass(library, owner):
-            continue
-        parts.append(_source_shape(owner))
-    parts += [_source_shape(helper) for helper in uses]
-    return digest("code", *parts)
-
-
-# Reading and parsing takes some 20 ms for a class, and every request with a config of its own asks again. A class
-# or function that is defined anew is another object; a module stays the same object when it is reloaded.
-_shapes: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-
-
-def _source_shape(thing: Any) -> str:
-    if not isinstance(thing, type | FunctionType | ModuleType):
-        return canonical_json(thing)
-    if isinstance(thing, ModuleType):
-        return _read_shape(thing)
-    if thing not in _shapes:
-        _shapes[thing] = _read_shape(thing)
-    return _shapes[thing]
-
-
-def _read_shape(thing: type | FunctionType | ModuleType) -> str:
-    try:
-        source = textwrap.dedent(inspect.getsource(thing))
-    except (OSError, TypeError) as error:
-        raise DefinitionError(
-            f"the source of {getattr(thing, '__qualname__', thing)!r} cannot be read ({error}), so its code has no "
-            'fingerprint. Declare `version = "1"` on the builder, and change it when the feature should be recomputed.'
-        ) from error
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            del body[0]
-    return _shape(tree)
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-
-
-def _shape(node: Any) -> str:
-    """The syntax tree as text, empty fields left out: newer Pythons add such fields."""
-    if isinstance(node, ast.AST):
-        fields = [
-            f"{name}={_shape(value)}"
-            for name, value in ast.iter_fields(node)
-            if value is not None and value != []
-        ]
-        return f"{type(node).__name__}({','.join(fields)})"
-    if isinstance(node, list):
-        return f"[{','.join(_shape(item) for item in node)}]"
-    return repr(node)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from featurekit_spark.codeprint import code_fingerprint
 from featurekit_spark.errors import DefinitionError
 from featurekit_spark.fingerprint import (
     canonical_json,
-    code_fingerprint,
     config_hash,
     digest,
     entry_id,
