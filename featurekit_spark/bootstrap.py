@@ -19,6 +19,7 @@ from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
+from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.context import Context, FixedClock, utc_now
 from featurekit_spark.embed.base import Embedder
 from featurekit_spark.embed.hashing import HashingEmbedder
@@ -68,9 +69,13 @@ class Bootstrap:
 
     @cached_property
     def cache(self) -> FeatureCache:
-        if self.settings.cache.kind == "memory":
-            return MemoryCache()
-        return DeltaCache(self.settings.cache_path)
+        settings = self.settings
+        own: FeatureCache = (
+            MemoryCache() if settings.cache.kind == "memory" else DeltaCache(settings.cache_path)
+        )
+        return (
+            own if settings.cache.base is None else OverlayCache(self._base_cache(settings.cache.base), own)
+        )
 
     @cached_property
     def context(self) -> Context:
@@ -86,7 +91,7 @@ class Bootstrap:
         )
 
     def get_feature_cache(self) -> FeatureCache:
-        """The cache at `cache.path`."""
+        """The cache at `cache.path`, over the one at `cache.base` where there is one."""
         return self.cache
 
     def get_product_db(self) -> ProductDB:
@@ -260,6 +265,18 @@ class Bootstrap:
                 raise LockedError(f"{run} is being run already: {error}") from None
             yield
 
+    def _base_cache(self, path: str) -> DeltaCache:
+        """The cache at `cache.base`. Missing, it would be empty, and everything paid for once more."""
+        where = f"{self.settings.origin('cache.base')}: cache.base {path!r}"
+        if self.settings.cache.kind == "delta" and _same_place(path, self.settings.cache_path):
+            raise ConfigError(
+                f"{where} is where this cache is written (cache.path): give another path to one."
+            )
+        base = DeltaCache(path)
+        if not base.exists():
+            raise ConfigError(f"{where} holds no cache: check the path, or leave cache.base out.")
+        return base
+
     def close(self) -> None:
         """Close connections, and stop the SparkSession if this started one."""
         if "context" in self.__dict__ and isinstance(self.context.llm, OpenAIChat):
@@ -273,3 +290,10 @@ class Bootstrap:
             return load_builder(path)
         except UsageError as error:
             raise ConfigError(f"{self.settings.origin(key)}: {key}: {error}.") from error
+
+
+def _same_place(one: str, other: str) -> bool:
+    paths = local_path(one), local_path(other)
+    if paths[0] is None or paths[1] is None:
+        return one.rstrip("/") == other.rstrip("/")
+    return paths[0].resolve() == paths[1].resolve()

@@ -86,10 +86,11 @@ class _Section(BaseModel):
 
 
 class CacheSettings(_Section):
-    """`path` null means `{warehouse}/cache`; ask `Settings.cache_path`."""
+    """`path` null means `{warehouse}/cache`; ask `Settings.cache_path`. `base` is read through and never written."""
 
     kind: Literal["delta", "memory"] = "delta"
     path: Text | None = None
+    base: Text | None = None
 
 
 class ProductDBSettings(_Section):

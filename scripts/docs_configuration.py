@@ -30,6 +30,7 @@ MEANINGS = {
     "warehouse": "Folder or URI below which cache, matrices, recommendations and locks are kept.",
     "cache.kind": "`delta` keeps entries in tables; `memory` forgets them with the process.",
     "cache.path": "Where the cache's tables are; null is `{warehouse}/cache`.",
+    "cache.base": "Another cache, read through and never written: a development run pays for nothing that it has.",
     "product_db.kind": "`files`: one file per merchant and market. `delta`: one table, of one merchant or of many.",
     "product_db.path": "The folder of `{merchant}_{market}.csv` or `.parquet`, or the table. A run needs it.",
     "product_db.title_attribute": "Id of the attribute that is the title.",

@@ -151,10 +151,10 @@ class DeltaCache:
     def traces(self, builder: str, group: str) -> pa.Table:
         rows = self._read("traces", builder, [pc.field("group") == group, pc.field("kind") != "pointer"])
         rows = newest_rows(rows, ["kind", "key"])
-        return superseded(rows, self._since(builder, rows["recorded"])) if len(rows) else rows
+        return superseded(rows, self.since(builder, pc.min(rows["recorded"]).as_py())) if len(rows) else rows
 
-    def history(self, builder: str) -> pa.Table:
-        return self._read("entries", builder, [])
+    def history(self, builder: str, columns: Sequence[str] = ENTRY_SCHEMA.names) -> pa.Table:
+        return self._read("entries", builder, [], list(columns))
 
     def newest(self, builder: str) -> pa.Table:
         entries = self._read("entries", builder, [])
@@ -214,6 +214,14 @@ class DeltaCache:
         """All trace rows of a builder, as they are stored (TRACE_SCHEMA)."""
         return self._read("traces", builder, [])
 
+    def since(self, builder: str, recorded: int) -> pa.Table:
+        """ok entries and pointers, less their values, recorded after this. After a whole run there are none, which
+        the files' statistics tell."""
+        columns = ["key", "config_hash", "entry_id", "recorded"]
+        later = [pc.field("status") == "ok", pc.field("recorded") > recorded]
+        pointers = self._read("traces", builder, [*later, pc.field("kind") == "pointer"], columns)
+        return pa.concat_tables([self._read("entries", builder, later, columns), pointers])
+
     def builders(self) -> list[str]:
         """Names of the builders that have entries or trace rows."""
         with self._lock:
@@ -227,14 +235,6 @@ class DeltaCache:
 
     def _runs(self, group: str) -> pa.Table:
         return self._read("runs", None, [pc.field("group") == group])
-
-    def _since(self, builder: str, stamps: pa.ChunkedArray) -> pa.Table:
-        """ok entries and pointers, less their values, recorded after the oldest of some rows. After a whole run there
-        are none, which the files' statistics tell."""
-        columns = ["key", "config_hash", "entry_id", "recorded"]
-        later = [pc.field("status") == "ok", pc.field("recorded") > pc.min(stamps)]
-        pointers = self._read("traces", builder, [*later, pc.field("kind") == "pointer"], columns)
-        return pa.concat_tables([self._read("entries", builder, later, columns), pointers])
 
     def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """As `rows`, without pointers where there is nothing to point to."""

@@ -107,9 +107,9 @@ class MemoryCache:
         with self._lock:
             return _traces([self._judged(row) for row in self._targets.get((builder, group), {}).values()])
 
-    def history(self, builder: str) -> pa.Table:
+    def history(self, builder: str, columns: Sequence[str] = ENTRY_SCHEMA.names) -> pa.Table:
         with self._lock:
-            return _table(self._rows.get(builder, []))
+            return _table(self._rows.get(builder, [])).select(list(columns))
 
     def newest(self, builder: str) -> pa.Table:
         with self._lock:
@@ -149,6 +149,16 @@ class MemoryCache:
                 [row for rows in targets for row in rows.values()]
                 + [row for row in pointers if row.kind == "pointer"]
             )
+
+    def since(self, builder: str, recorded: int) -> pa.Table:
+        """What became current after this: key, config_hash, entry_id, recorded."""
+        columns: dict[str, list[Any]] = {"key": [], "config_hash": [], "entry_id": [], "recorded": []}
+        with self._lock:
+            for (name, config, key), (entry_id, _, stamp) in self._current.items():
+                if name == builder and stamp > recorded:
+                    for column, value in zip(columns.values(), (key, config, entry_id, stamp), strict=True):
+                        column.append(value)
+        return pa.table(columns, schema=pa.schema([TRACE_SCHEMA.field(name) for name in columns]))
 
     def builders(self) -> list[str]:
         """Names of the builders that have entries or trace rows."""

@@ -13,8 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.builder import FeatureBuilder
-from featurekit_spark.cache.base import Entry, FeatureCache, Found, RunRecord, TraceRow
-from featurekit_spark.cache.current import candidates_in, current_in, found_in, newest_in, newest_rows
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache, Found, RunRecord, TraceRow
+from featurekit_spark.cache.current import (
+    candidates_in,
+    current_in,
+    found_in,
+    newest_in,
+    newest_rows,
+    superseded,
+)
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
@@ -35,6 +42,12 @@ class Layer(FeatureCache, Protocol):
     def trace_rows(self, builder: str) -> pa.Table:
         """The trace rows of a builder (TRACE_SCHEMA)."""
 
+    def since(self, builder: str, recorded: int) -> pa.Table:
+        """key, config_hash, entry_id and recorded of what became current after this."""
+
+    def history(self, builder: str, columns: Sequence[str] = ...) -> pa.Table:
+        """As in any cache; some columns cost less."""
+
     def builders(self) -> list[str]:
         """Names of the builders that have entries or trace rows."""
 
@@ -51,7 +64,7 @@ class OverlayCache:
             if not isinstance(layer, Layer):
                 raise UsageError(
                     f"{name} is a {type(layer).__name__}, which does not give its rows to an overlay: use a "
-                    "DeltaCache or a MemoryCache, or add rows(), trace_rows() and builders()."
+                    "DeltaCache or a MemoryCache, or add what `Layer` lists."
                 )
         self.base: Layer = base  # type: ignore[assignment]  # checked above
         self.own: Layer = own  # type: ignore[assignment]
@@ -96,10 +109,16 @@ class OverlayCache:
 
     def traces(self, builder: str, group: str) -> pa.Table:
         rows = [layer.traces(builder, group) for layer in (self.base, self.own)]
-        return newest_rows(pa.concat_tables(rows), ["kind", "key"])
+        newest = newest_rows(pa.concat_tables(rows), ["kind", "key"])
+        # Each layer told what it knows; what became current in the other one counts as well.
+        return (
+            superseded(newest, self.since(builder, pc.min(newest["recorded"]).as_py()))
+            if len(newest)
+            else newest
+        )
 
-    def history(self, builder: str) -> pa.Table:
-        return pa.concat_tables([layer.history(builder) for layer in (self.base, self.own)])
+    def history(self, builder: str, columns: Sequence[str] = ENTRY_SCHEMA.names) -> pa.Table:
+        return pa.concat_tables([layer.history(builder, columns) for layer in (self.base, self.own)])
 
     def newest(self, builder: str) -> pa.Table:
         return newest_in(self.history(builder), pointing(self.trace_rows(builder)))
@@ -107,12 +126,22 @@ class OverlayCache:
     def read(self, builder: type[FeatureBuilder[Any]]) -> pa.Table:
         return typed_rows(self.newest(builder.name), builder)
 
+    def mark(self, name: str) -> Mapping[str, Any] | None:
+        """Own's: one of `base` knows nothing of what was written above it."""
+        return self.own.mark(name)
+
+    def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
+        self.own.put_mark(name, mark)
+
     def record_run(self, record: RunRecord) -> None:
         self.own.record_run(record)
 
     def last_run(self, group: str) -> RunRecord | None:
         runs = [layer.last_run(group) for layer in (self.base, self.own)]
-        return max((run for run in runs if run is not None), key=lambda run: run.recorded, default=None)
+        return max((run for run in runs if run is not None), key=_recorded, default=None)
+
+    def runs(self, group: str) -> list[RunRecord]:
+        return sorted([*self.base.runs(group), *self.own.runs(group)], key=_recorded, reverse=True)
 
     def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """The rows of both, so that an overlay may be a layer itself."""
@@ -125,12 +154,19 @@ class OverlayCache:
         """The trace rows of both."""
         return pa.concat_tables([layer.trace_rows(builder) for layer in (self.base, self.own)])
 
+    def since(self, builder: str, recorded: int) -> pa.Table:
+        """What became current in either after this."""
+        return pa.concat_tables([layer.since(builder, recorded) for layer in (self.base, self.own)])
+
     def builders(self) -> list[str]:
         """Names of the builders that either has."""
         return sorted({*self.base.builders(), *self.own.builders()})
 
 
 def pointing(traces: pa.Table) -> pa.Table:
-    """The trace rows that make an entry current, or say that a key's value is null without one."""
-    kept = pc.and_(pc.not_equal(traces["kind"], "group"), pc.equal(traces["status"], "ok"))
-    return traces.filter(kept)
+    """The trace rows that say which entry is current."""
+    return traces.filter(pc.and_(pc.not_equal(traces["kind"], "group"), pc.equal(traces["status"], "ok")))
+
+
+def _recorded(run: RunRecord) -> int:
+    return run.recorded

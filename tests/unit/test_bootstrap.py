@@ -12,11 +12,13 @@ from featurekit_spark import DeltaCache, MemoryCache
 from featurekit_spark import bootstrap as module
 from featurekit_spark.apps.product_recs import LLMLogic, ProductIds
 from featurekit_spark.bootstrap import Bootstrap
+from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.config import load_settings
 from featurekit_spark.errors import ConfigError, LockedError
 from featurekit_spark.llm import OfflineLLM, OpenAIChat
 from featurekit_spark.sources.delta import DeltaProductDB
 from featurekit_spark.sources.files import FileProductDB
+from featurekit_spark.testing.behaviour import entry, rows
 from featurekit_spark.testing.fakes import ProductDBFake
 
 
@@ -115,6 +117,23 @@ def test_one_run_per_merchant_and_market(tmp_path: Path) -> None:
     bucket = boot("warehouse=s3a://bucket/features")
     with bucket.run_lock(), bucket.run_lock():
         pass
+
+
+def test_a_cache_over_another(tmp_path: Path) -> None:
+    prod, dev = tmp_path / "prod", tmp_path / "dev"
+    base = f"cache.base={prod}"
+    with pytest.raises(ConfigError, match=rf"--set cache.base: cache.base '{prod}' holds no cache"):
+        _ = boot(base, f"warehouse={dev}").cache
+    DeltaCache(str(prod)).append(rows(entry("a", "lamp")))
+    over = boot(base, f"warehouse={dev}").cache
+    assert isinstance(over, OverlayCache) and over.has("Title")
+    assert (over.base.path, over.own.path) == (str(prod), f"{dev}/cache")  # type: ignore[attr-defined]
+    forgetful = boot(base, "cache.kind=memory").cache
+    assert isinstance(forgetful, OverlayCache) and isinstance(forgetful.own, MemoryCache)
+    for path in (f"{prod}/", f"file://{prod}", f"{tmp_path}/dev/../prod"):
+        with pytest.raises(ConfigError, match="is where this cache is written"):
+            _ = boot(base, f"cache.path={path}").cache
+    assert not dev.exists()
 
 
 def test_quality_is_counted_where_the_catalog_is_read_whole(tmp_path: Path) -> None:
