@@ -454,6 +454,8 @@ class Evaluator:
         if not bound.builder.accepts_null and any(cell.is_null for cell in cells):
             until, reads = self._lineage(cells)
             return Result(Origin.EMPTY, NULL_HASH, kind=bound.type, until=until, reads=reads)
+        if any(cell.unknown for cell in cells):
+            return Result(Origin.MISS, None)
         return None
 
     def _mark_emptied(self, bound: Bound, keys: list[Key], results: list[Result | None]) -> None:
@@ -489,14 +491,16 @@ class Evaluator:
 
 
 def _decided(cells: list[Result]) -> Result | None:
-    """The result that decides for a whole row: one that failed, else one that is null."""
-    null = None
+    """The result that decides for a whole row: one that failed, else one that is null, else one that is unknown."""
+    null = unknown = None
     for cell in cells:
         if cell.error is not None:
             return cell
         if null is None and cell.is_null:
             null = cell
-    return null
+        if cell.unknown:
+            unknown = cell
+    return null or unknown
 
 
 _NULL = Result(Origin.EMPTY, NULL_HASH)
@@ -507,6 +511,8 @@ def _fold(results: list[Result], *, listed: bool = True) -> Result:
     failed = next((r for r in results if r.failed), None)
     if failed is not None:
         return failed
+    if any(r.unknown for r in results):
+        return Result(Origin.MISS, None)
     until: datetime | None = None
     reads: tuple[Read, ...] = ()
     for result in results:

@@ -101,7 +101,8 @@ class Execution(Proofs):
         counts = {b.name: self.evaluator.done.get(b.name, Counts()) for b in self.graph}
         for name, check in self.checks.items():
             counts[name] = Counts(**vars(counts[name]))
-            counts[name].hit += len(check.proven)
+            # another target over the same keys may have had one walked all the same
+            counts[name].hit += len(check.proven.keys() - self.evaluator.results.get(name, {}).keys())
         return counts
 
     def results_of(self, target: str) -> dict[Key, Result]:
@@ -164,8 +165,9 @@ class Execution(Proofs):
         found = self.job.cache.current(target, bound.config_hash, list(failed)) if failed else {}
         return {failed[text]: from_entry(hit.entry, bound.type) for text, hit in found.items()}
 
-    def errors(self, targets: Sequence[str]) -> dict[str, str]:
-        """Failures of the targets' keys, by key as JSON: the root builder, its key and its message."""
+    def errors(self, targets: Sequence[str], *, every: bool = False) -> dict[str, str]:
+        """Failures of the targets' keys, by key as JSON: the root builder, its key and its message. All of them, asked
+        for or not: they are here."""
         found = {}
         for name in targets:
             for key, result in self.evaluator.results.get(name, {}).items():

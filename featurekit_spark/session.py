@@ -16,10 +16,11 @@ import pyarrow as pa
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.controller import Controller, Feature, run_clock
-from featurekit_spark.engines.choice import execution_for
+from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import UsageError
+from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
@@ -62,6 +63,7 @@ class RunResult:
     unchanged: bool
     errors: Mapping[str, str]
     execution: Execution = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
     def table(self, target: type[FeatureBuilder[Any]] | str) -> Any:
         """A target's answers, one row per key: its key fields, value (typed), ts, value_hash, status, error.
@@ -128,6 +130,31 @@ class Session:
         """The plan as text."""
         return self.plan(*targets, configs=configs, **group).explain()
 
+    def estimate(
+        self, *targets: Target, configs: Mapping[Any, Any] | None = None, **group: Any
+    ) -> PlanEstimate:
+        """What `run` with the same arguments would find, build and pay, per builder. Reads sources and the cache, in
+        this process; builds nothing but light builders, writes nothing.
+
+        Raises UsageError for a catalog that does not pass through the driver.
+        """
+        plan, graph, bindings, key = self._prepare(targets, configs, group)
+        job = Job(
+            bindings,
+            self.context,
+            self.cache,
+            run_clock(self.context),
+            "estimate",
+            self.limits.batch_rows,
+            self.progress,
+        )
+        if not passes_through_driver(plan, job, self.engine, group=key):
+            raise UsageError(
+                f"this catalog is larger than engine.collect_mb ({self.limits.collect_mb}), and keys are counted in "
+                "this process; to count them here all the same, raise engine.collect_mb or choose engine 'local'"
+            )
+        return estimate_run(plan, graph, job, group=key, named=group)
+
     def run(
         self,
         *targets: Target,
@@ -171,12 +198,17 @@ class Session:
             execution.unchanged,
             errors,
             execution,
+            tuple(key_jumps(plan, {name: c.keys for name, c in counts.items()}, self._last_counts(key))),
         )
         self.cache.record_run(
             RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings))
         )
         self.cache.put_mark(mark, mark_of(stands, execution, names))
         return result
+
+    def _last_counts(self, key: tuple[Any, ...]) -> Mapping[str, Mapping[str, Any]]:
+        last = self.cache.last_run(key_json(key))
+        return {} if last is None else last.record.get("builders", {})
 
     def _executed(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> Execution:
         self.engine.check(plan, job)

@@ -12,18 +12,23 @@ from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, ReadKeys, ReadSource
 
-__all__ = ["execution_for"]
+__all__ = ["execution_for", "passes_through_driver"]
 
 Key = tuple[Any, ...]
 
 
 def execution_for(plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> Execution:
     """The execution of one run: on the Spark engine, catalogs of more than its `collect_mb` stay in tables."""
-    if isinstance(engine, SparkEngine) and any(
-        size > engine.collect_mb * 2**20 for size in _scan_sizes(plan, job, group)
-    ):
+    if isinstance(engine, SparkEngine) and not passes_through_driver(plan, job, engine, group=group):
         return TableExecution(plan, graph, job, engine, group=group)
     return Execution(plan, graph, job, engine, group=group)
+
+
+def passes_through_driver(plan: Plan, job: Job, engine: Engine, *, group: Key) -> bool:
+    """Whether keys and results of a run fit the driver: always on an engine without another place for them."""
+    return not isinstance(engine, SparkEngine) or all(
+        size <= engine.collect_mb * 2**20 for size in _scan_sizes(plan, job, group)
+    )
 
 
 def _scan_sizes(plan: Plan, job: Job, group: Key) -> Iterator[int]:

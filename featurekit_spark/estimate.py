@@ -1,0 +1,332 @@
+"""What a run would do and cost, told without doing it: a dry walk over the very plan that a run carries out.
+
+Sources are read and light builders evaluated, in memory; everything else that no entry answers stays unknown, and so
+does what reads it. Writes nothing, pays nothing, starts no JVM. How an estimate is shown is not known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.builder import Bound, Dep, Each
+from featurekit_spark.cache.base import FeatureCache, Found
+from featurekit_spark.controller import HandController
+from featurekit_spark.engines.local import LocalEngine
+from featurekit_spark.engines.lookup import local_builders
+from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.execute import Execution
+from featurekit_spark.fingerprint import key_json
+from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job
+from featurekit_spark.plan import KeyedStage, Plan, ReadSource, Space
+from featurekit_spark.results import Origin, Result
+
+__all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps"]
+
+Key = tuple[Any, ...]
+# How many of a builder's newest entries tell what its next ones cost.
+_SAMPLE = 1_000
+_JUMP = 1.5
+
+
+@dataclass(frozen=True)
+class BuilderEstimate:
+    """What a run would do for one builder, in keys.
+
+    `hit`: answered by the cache, those `proven` by a target's trace among them (nothing below those is walked).
+    `stale`: there is an entry, but its ttl has passed. `miss`: there is none. `error`: failed last time and is built
+    again, or fails already now. `empty`: null because an input is. `estimated`: some keys were told from history, or
+    depend on values that are not there yet, so that at most so many are built and some may turn out to be hits.
+    `calls`, `tokens`, `usd` and `seconds` (of one core) are for what is built, by this builder's own entries; None
+    where no entry tells.
+    """
+
+    name: str
+    paid: bool
+    hit: int = 0
+    proven: int = 0
+    stale: int = 0
+    miss: int = 0
+    error: int = 0
+    empty: int = 0
+    estimated: bool = False
+    calls: int = 0
+    tokens: int | None = 0
+    usd: float | None = 0.0
+    seconds: float | None = 0.0
+
+    @property
+    def keys(self) -> int:
+        return self.hit + self.stale + self.miss + self.error + self.empty
+
+
+@dataclass(frozen=True)
+class PlanEstimate:
+    """What a run would do. `keys`: of the first target; `unchanged`: every key of every target is proven."""
+
+    group: Mapping[str, Any]
+    ts: datetime
+    keys: int
+    unchanged: bool
+    builders: tuple[BuilderEstimate, ...]
+    warnings: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> BuilderEstimate:
+        return next(builder for builder in self.builders if builder.name == name)
+
+    @property
+    def estimated(self) -> bool:
+        return any(builder.estimated for builder in self.builders)
+
+    @property
+    def calls(self) -> int:
+        return sum(builder.calls for builder in self.builders)
+
+    @property
+    def tokens(self) -> int | None:
+        known = [builder.tokens for builder in self.builders if builder.tokens is not None]
+        return sum(known) if len(known) == len(self.builders) else None
+
+    @property
+    def usd(self) -> float | None:
+        known = [builder.usd for builder in self.builders if builder.usd is not None]
+        return sum(known) if len(known) == len(self.builders) else None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one core; builders without a history count as nothing, None where none has any."""
+        known = [builder.seconds for builder in self.builders if builder.seconds is not None]
+        return sum(known) if known else None
+
+
+def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mapping[str, Any]) -> PlanEstimate:
+    """Walk the plan for one group; `named` is the group by its field names."""
+    walk = _DryRun(plan, graph, job, group)
+    walk.run()
+    builders = tuple(walk.estimates())
+    last = job.cache.last_run(key_json(group))
+    before = last.record.get("builders", {}) if last is not None else {}
+    warnings = tuple(key_jumps(plan, {b.name: b.keys for b in builders}, before))
+    return PlanEstimate(named, job.now, walk.keys, walk.unchanged, builders, warnings)
+
+
+def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each builder that has far more or fewer keys than the last run recorded.
+
+    Only for those of which every run sees all keys: targets, and sources that are read for all members.
+    """
+    names = [target.builder.name for target in plan.targets]
+    names += [stage.source.name for stage in plan.stages if isinstance(stage, ReadSource)]
+    for name in dict.fromkeys(names):
+        recorded = before.get(name, {})
+        then = sum(int(recorded.get(part) or 0) for part in ("hit", "computed", "empty", "error"))
+        now = keys.get(name, 0)
+        if then and (now > then * _JUMP or then > now * _JUMP):
+            yield f"{name} has {now} keys, the last run had {then}: look at what the catalog holds today"
+
+
+class _DryRun(Execution):
+    """An execution that builds nothing with a price, and leaves no trace."""
+
+    def __init__(self, plan: Plan, graph: Graph, job: Job, group: Key) -> None:
+        super().__init__(plan, graph, job, LocalEngine(), group=group)
+        self.dry = _DryEvaluator(
+            job.bindings,
+            job.context,
+            self.job.cache,
+            now=job.now,
+            gather="build",
+            batch_rows=job.batch_rows,
+            controller=lambda evaluator: _DryController(job.context, self.job.cache, evaluator),
+        )
+        self.evaluator = self.dry
+        self.beyond: dict[str, int] = {}
+
+    def estimates(self) -> Iterator[BuilderEstimate]:
+        """Per builder, in build order."""
+        for builder in self.graph:
+            check, walked = self.checks.get(builder.name), self.dry.results.get(builder.name, {})
+            proven = 0 if check is None else len(check.proven.keys() - walked.keys())
+            yield self._estimate(self.job.bindings[builder], proven)
+
+    def _write_traces(self) -> None:
+        """Nothing was made that a trace could speak of."""
+
+    def _run_keyed(self, stage: KeyedStage) -> None:
+        super()._run_keyed(stage)
+        beyond = math.ceil(self._beyond(stage.space, all_members=self.regather and "gather" in stage.feeds))
+        if beyond:
+            moved = _moved_fields(stage.space)
+            for builder in local_builders(stage, self.job):
+                if moved & set(builder.key):
+                    self.beyond[builder.name] = self.beyond.get(builder.name, 0) + beyond
+
+    def _beyond(self, space: Space, *, all_members: bool) -> float:
+        """About how many keys a space has that come from values nobody knows yet."""
+        origin, dep = space.origin, space.dep
+        if origin is None or dep is None:
+            return 0.0
+        keys = self._keys(origin, all_members=all_members)
+        lists, unknown = self.dry.links(dep, origin.key, keys)
+        more = unknown + self._beyond(origin, all_members=all_members)
+        if not more or not dep.fans_out:
+            return more  # as if each led to a key of its own: rather too many than too few
+        lists = lists or self._lists_before(dep)
+        return more * (sum(lists) / len(lists) if lists else 1.0)
+
+    def _lists_before(self, dep: Dep) -> list[int]:
+        """Lengths of the lists that a dep fanned out over before."""
+        (source,) = [source.dep.builder for _, source in dep.on_fields if isinstance(source, Each)]
+        bound = self.job.bindings[source]
+        values = _newest_ok(self.job.cache, bound)["value"].drop_null().to_pylist()
+        return [len(set(map(repr, bound.type.decode(value)))) for value in values]
+
+    def _estimate(self, bound: Bound, proven: int) -> BuilderEstimate:
+        name, paid, beyond = bound.name, bound.builder.paid, self.beyond.get(bound.name, 0)
+        results = self.dry.results.get(name, {})
+        walked = [(key_json(key), results[key]) for key in dict.fromkeys(self.dry.walked.get(name, ()))]
+        made = [(text, r) for text, r in walked if r.origin in (Origin.MISS, Origin.COMPUTED)]
+        failing = sum(r.failed for _, r in walked)
+        stale = {text for text, _ in made if (name, text) in self.dry.expired}
+        failed = _failed_before(self.job.cache, bound) if made else set()
+        retried = {text for text, _ in made if text in failed} - stale
+        unknown = sum(r.unknown for _, r in made) + beyond
+        spent = sum(r.seconds or 0.0 for _, r in walked if r.origin in (Origin.COMPUTED, Origin.ERROR))
+        each = _costs(self.job.cache, bound) if unknown else {}
+        calls = unknown if paid else 0
+        tokens, seconds = _times(calls, each.get("tokens")), _times(unknown, each.get("seconds"))
+        return BuilderEstimate(
+            name,
+            paid,
+            hit=proven + sum(r.origin is Origin.HIT for _, r in walked),
+            proven=proven,
+            stale=len(stale),
+            miss=len(made) - len(stale) - len(retried) + beyond,
+            error=failing + len(retried),
+            empty=sum(r.origin is Origin.EMPTY for _, r in walked),
+            estimated=bool(beyond)
+            or self.dry.by_hand
+            or any(r.unknown and r.entry_id is None for _, r in made),
+            calls=calls,
+            tokens=None if tokens is None else round(tokens),
+            usd=_times(calls, each.get("usd")),
+            seconds=None if seconds is None else seconds + spent,
+        )
+
+
+class _DryEvaluator(Evaluator):
+    """Looks everything up, and builds only what is cheap and pure.
+
+    `walked`: keys that were resolved, by builder. `expired`: (builder, key as JSON) whose entry's ttl has passed.
+    `by_hand`: whether a hand-written get would run, and read more keys of nobody knows which builders.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.walked: dict[str, list[Key]] = {}
+        self.expired: set[tuple[str, str]] = set()
+        self.by_hand = False
+
+    def take_made(self) -> dict[str, list[tuple[str, Result]]]:
+        """Nothing that a commit may look at."""
+        for name, keys in self.made.items():
+            self.walked.setdefault(name, []).extend(keys)
+        self.made = {}
+        return {}
+
+    def links(self, dep: Dep, fields: tuple[str, ...], keys: Sequence[Key]) -> tuple[list[int], int]:
+        """(to how many keys each reader leads that fans out, how many readers wait for an unknown value)."""
+        links = self._link(dep, fields, keys)
+        unknown = sum(isinstance(link, Result) and link.unknown for link in links)
+        return [len(set(link)) for link in links if isinstance(link, list)], unknown
+
+    def _build(
+        self,
+        bound: Bound,
+        keys: list[Key],
+        columns: list[list[Result]],
+        identities: list[tuple[str, str, str]],
+        misses: list[int],
+        results: list[Result | None],
+    ) -> None:
+        if (bound.builder.light or bound.builder.inline) and not bound.builder.paid:
+            super()._build(bound, keys, columns, identities, misses, results)
+            return
+        for row in misses:
+            _, inputs, identity = identities[row]
+            results[row] = Result(Origin.MISS, None, inputs_hash=inputs, entry_id=identity)
+
+    def _resolve_source(self, bound: Bound, keys: list[Key]) -> list[Result]:
+        if not bound.builder.paid:
+            return super()._resolve_source(bound, keys)
+        found = self.store.current(bound.name, bound.config_hash, [key_json(key) for key in keys])
+        hits = (found.get(key_json(key)) for key in keys)
+        kept = bound.builder.freshness.ttl is not None
+        return [
+            self._hit(bound, hit, [])
+            if kept and hit is not None and self._lives(bound, hit)
+            else Result(Origin.MISS, None)
+            for hit in hits
+        ]
+
+    def _resolve_dynamic(self, bound: Bound, key: Key) -> Result:
+        result = super()._resolve_dynamic(bound, key)
+        self.by_hand = self.by_hand or result.unknown
+        return result
+
+    def _lives(self, bound: Bound, hit: Found) -> bool:
+        lives = super()._lives(bound, hit)
+        if not lives:
+            self.expired.add((bound.name, hit.entry.key))
+        return lives
+
+
+class _DryController(HandController):
+    """What a hand-written get would read is known only once it runs, and here it does not."""
+
+    def run_by_hand(self, bound: Bound, key: Key, now: datetime) -> Result:
+        return Result(Origin.MISS, None)
+
+
+def _moved_fields(space: Space) -> set[str]:
+    """Fields of a space's key that come from values."""
+    if space.origin is None or space.dep is None:
+        return set()
+    return {field for field, _ in space.dep.on_fields} | (_moved_fields(space.origin) & set(space.key))
+
+
+def _failed_before(cache: FeatureCache, bound: Bound) -> set[str]:
+    """Keys whose newest entry under this config is an error."""
+    if bound.builder.inline or not cache.has(bound.name):
+        return set()
+    rows = cache.history(bound.name).select(["key", "config_hash", "status", "recorded"])
+    rows = rows.filter(pc.equal(rows["config_hash"], bound.config_hash)).sort_by("recorded")
+    newest = dict(zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True))
+    return {key for key, status in newest.items() if status == "error"}
+
+
+def _costs(cache: FeatureCache, bound: Bound) -> dict[str, float | None]:
+    """Mean seconds, tokens and usd of one build."""
+    rows = _newest_ok(cache, bound)
+    return {name: pc.mean(rows[name]).as_py() for name in ("seconds", "tokens", "usd")}
+
+
+def _newest_ok(cache: FeatureCache, bound: Bound) -> pa.Table:
+    """A builder's newest entries: of this config, and of any where this one has none."""
+    rows = cache.history(bound.name)
+    rows = rows.filter(pc.equal(rows["status"], "ok"))
+    own = rows.filter(pc.equal(rows["config_hash"], bound.config_hash))
+    return (own if len(own) else rows).sort_by([("recorded", "descending")]).slice(0, _SAMPLE)
+
+
+def _times(count: int, each: float | None) -> float | None:
+    if not count:
+        return 0.0
+    return None if each is None else count * each
