@@ -103,7 +103,7 @@ class Unchanged:
         """Every key of every target is a hit."""
         return {b.name: Counts(hit=self._mark["keys"].get(b.name, 0)) for b in self.graph}
 
-    def errors(self, targets: Sequence[str]) -> dict[str, str]:
+    def errors(self, targets: Sequence[str], *, every: bool = False) -> dict[str, str]:
         """None: what had failed would have been tried again."""
         return {}
 

@@ -15,7 +15,7 @@ import typer
 from featurekit_spark.cli.exit_codes import ExitCode
 from featurekit_spark.cli.report import RunReport
 
-__all__ = ["Dates", "run_each"]
+__all__ = ["Dates", "path_of_day", "run_each"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ class Dates:
 
     def __iter__(self) -> Iterator[date]:
         return (self.first + timedelta(days) for days in range(len(self)))
+
+
+def path_of_day(path: str, day: date) -> str:
+    """`path` with the day in its name, where it is a file that the next day's run would replace."""
+    stem, dot, ending = path.rpartition(".")
+    return f"{stem}-{day}{dot}{ending}" if dot and ending in ("csv", "parquet") else path
 
 
 def run_each(dates: Dates, run: Callable[[date], RunReport]) -> int:

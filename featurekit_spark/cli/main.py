@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurekit_spark.cli.backfill import Dates, run_each
+from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.report import RunReport
+from featurekit_spark.cli.runs_commands import runs_app
 from featurekit_spark.cli.shared import (
     ConfFile,
     Engine,
@@ -35,8 +36,10 @@ from featurekit_spark.cli.shared import (
     settings_of,
 )
 from featurekit_spark.cli.streams import stderr_apart
-from featurekit_spark.config import check_name
 from featurekit_spark.errors import FeaturekitError
+
+if TYPE_CHECKING:
+    from featurekit_spark.session import RunResult
 
 __all__ = ["app", "run_logic_main"]
 
@@ -48,6 +51,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(runs_app)
 _job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -79,6 +83,12 @@ def run_command(
     republish: Annotated[
         bool, typer.Option("--republish", help="Publish to every sink, also where nothing changed.")
     ] = False,
+    export_failed: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Failed keys as a table: PATH.csv, PATH.parquet, or a Delta table."
+        ),
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
@@ -96,6 +106,7 @@ def run_command(
         run_date.date() if run_date else None,
         run_id,
         republish,
+        export_failed,
     )
     if backfill is None:
         raise typer.Exit(_reported(request, output).code)
@@ -153,17 +164,22 @@ class _Request:
     run_date: date | None
     run_id: str | None
     republish: bool
+    export_failed: str | None
 
     def on(self, day: date) -> _Request:
         """The same on another date; a name that was given is told apart by it."""
-        return replace(self, run_date=day, run_id=f"{self.run_id}-{day}" if self.run_id else None)
+        run_id = f"{self.run_id}-{day}" if self.run_id else None
+        path = path_of_day(self.export_failed, day) if self.export_failed else None
+        return replace(self, run_date=day, run_id=run_id, export_failed=path)
 
 
 def _run(request: _Request, report: RunReport) -> None:
     settings = settings_of(
         request.merchant, request.market, request.conf_file, request.overrides, request.engine
     )
-    check_name("run id", report.run_id)
+    from featurekit_spark.report.store import check_run_id
+
+    check_run_id(report.run_id)
     report.settings = settings
     # Not before the settings are known to be good: pyarrow and the adapters take a second to import.
     from featurekit_spark.bootstrap import Bootstrap
@@ -193,7 +209,7 @@ def _run(request: _Request, report: RunReport) -> None:
                     gate=Gate(settings.publish_gate.max_row_drop, settings.publish_gate.max_coverage_drop),
                     run_id=report.run_id,
                     quality=boot.get_quality,
-                    on_computed=report.computed,
+                    on_computed=lambda result: _computed(result, request, report),
                     republish=request.republish,
                 )
         finally:
@@ -202,3 +218,11 @@ def _run(request: _Request, report: RunReport) -> None:
     report.done(outcome)
     for line in report.problems():
         print(line, file=sys.stderr)
+
+
+def _computed(result: RunResult, request: _Request, report: RunReport) -> None:
+    report.computed(result)
+    if request.export_failed is not None:
+        from featurekit_spark.report.failed import failed_rows, write_rows
+
+        write_rows(failed_rows(result), request.export_failed)

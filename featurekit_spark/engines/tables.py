@@ -80,13 +80,14 @@ class TableExecution(TableStages):
         """Whether every key of every target was proven unchanged."""
         return not self._wanted() and all(check.same_group for check in self.checks.values())
 
-    def errors(self, targets: Sequence[str]) -> dict[str, str]:
-        """The first failures of the targets' keys, by key as JSON."""
+    def errors(self, targets: Sequence[str], *, every: bool = False) -> dict[str, str]:
+        """The first failures of the targets' keys, or `every` one, by key as JSON."""
         found: dict[str, str] = {}
         for name in targets:
             if self._failures(name):
                 failed = self._target_rows(name).where("error IS NOT NULL").select("key", "error")
-                found |= {row["key"]: row["error"] for row in failed.limit(100).collect()}
+                shown = failed if every else failed.limit(100)
+                found |= {row["key"]: row["error"] for row in shown.collect()}
         return found
 
     def fingerprint(self, targets: Sequence[str]) -> str:

@@ -13,20 +13,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from featurekit_spark.config import check_name
 from featurekit_spark.errors import DataError, UsageError, known_names
 from featurekit_spark.locks import file_lock, local_path
 from featurekit_spark.report.page import groups_page, list_page, run_page
 
-__all__ = ["LISTED", "RunStore"]
+__all__ = ["LISTED", "RunStore", "check_run_id"]
 
 LISTED: Final = 200
 """How many runs of a merchant and market the lists name, newest first. Older ones keep their documents."""
 
-_LIST = "index.json"
+_LIST = ".index.json"  # no run has a name that begins with a dot
+_TAKEN = ("index", "latest")
 _SUMMARY = (
     *("run_id", "merchant", "market", "run_date", "status", "started", "wall_seconds"),
     *("products", "unchanged", "error"),
 )
+
+
+def check_run_id(run_id: str) -> str:
+    """`run_id` if a run can be called that, else UsageError."""
+    if run_id in _TAKEN:
+        raise UsageError(
+            f"run id {run_id!r} cannot be used: the lists of runs are called that; give another."
+        )
+    return check_name("run id", run_id)
 
 
 class RunStore:
@@ -76,6 +87,7 @@ class RunStore:
         runs = self._listed(folder)
         if run_id == "latest" and runs:
             run_id = runs[0]["run_id"]
+        check_name("run id", run_id)
         found = self._document(f"{folder}/{run_id}.json")
         if found == {}:
             raise DataError(f"{self.root}/{folder}/{run_id}.json is no document of a run; move it away.")

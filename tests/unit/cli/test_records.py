@@ -17,7 +17,7 @@ Workplace = Any
 def documents(workplace: Workplace, market: str = "US") -> list[dict[str, Any]]:
     """Documents of runs, oldest first."""
     folder = workplace.warehouse / "runs" / "abt" / market
-    found = [json.loads(path.read_text()) for path in folder.glob("*.json") if path.name != "index.json"]
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json") if path.name != ".index.json"]
     return sorted(found, key=lambda document: str(document["started"]))
 
 
@@ -100,7 +100,9 @@ def test_a_record_that_cannot_be_written_is_a_warning(workplace: Workplace) -> N
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["--run-id", "../x"], ["--set", "search.top_k=ten"]])
+@pytest.mark.parametrize(
+    "options", [["--run-id", "../x"], ["--run-id", "latest"], ["--set", "search.top_k=ten"]]
+)
 def test_a_run_that_never_began_leaves_nothing(workplace: Workplace, options: list[str]) -> None:
     assert workplace.run(*options).code in (2, 3)
     assert not workplace.warehouse.exists()

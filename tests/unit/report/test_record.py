@@ -211,7 +211,7 @@ def test_what_is_written_is_read(store: RunStore, tmp_path: Path) -> None:
     assert 'href="nightly-1.html"' in Path(page).with_name("index.html").read_text()
     assert 'href="abt/US/index.html"' in (tmp_path / "w" / "runs" / "index.html").read_text()
     left = {path.name for path in Path(page).parent.iterdir()} - {".lock"}
-    assert left == {"nightly-1.json", "nightly-1.html", "index.json", "index.html"}
+    assert left == {"nightly-1.json", "nightly-1.html", ".index.json", "index.html"}
 
 
 def test_lists_are_newest_first_and_of_one_market(store: RunStore) -> None:
@@ -243,7 +243,7 @@ def test_a_list_is_made_again_from_the_documents(store: RunStore, tmp_path: Path
     folder = tmp_path / "w" / "runs" / "abt" / "US"
     (folder / "broken.json").write_text("{")
     for damage in (lambda path: path.write_text("{"), lambda path: path.unlink()):
-        damage(folder / "index.json")
+        damage(folder / ".index.json")
         assert {run["run_id"] for run in store.runs("abt", "US")} == {"nightly-1", "r2"}
     with pytest.raises(DataError, match=r"broken\.json is no document of a run"):
         store.read("abt", "US", "broken")
@@ -259,7 +259,7 @@ def test_an_unknown_run_is_told_with_those_there_are(store: RunStore) -> None:
 
 def test_lists_end_somewhere(store: RunStore) -> None:
     runs = [{"run_id": f"r{n}", "started": f"2026-01-01T{n:09d}"} for n in range(LISTED + 20)]
-    store._files.write("abt/US/index.json", json.dumps({"runs": runs}))
+    store._files.write("abt/US/.index.json", json.dumps({"runs": runs}))
     store.write(document())
     assert len(store.runs("abt", "US")) == LISTED
 
