@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
+from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
+from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.report import RunReport
@@ -52,6 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs_app)
+app.add_typer(cache_app)
+cache_app.command("promote")(promote_command)
 _job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
