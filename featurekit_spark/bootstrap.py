@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from featurekit_spark import aio
 from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
 from featurekit_spark.cache.base import FeatureCache
+from featurekit_spark.cache.care import reading
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.cache.overlay import OverlayCache
@@ -259,6 +260,8 @@ class Bootstrap:
         path = folder / "locks" / self.merchant / f"{self.market}.lock"
         run = f"{self.merchant} in {self.market}"
         with ExitStack() as held:
+            if self.settings.cache.kind == "delta":
+                held.enter_context(reading(self.settings.cache_path))  # first: care looks at the other lock
             try:
                 held.enter_context(file_lock(path, timeout_s=0, owner=run))
             except LockedError as error:

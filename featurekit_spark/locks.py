@@ -33,8 +33,10 @@ def local_path(uri: str) -> Path | None:
 
 
 @contextmanager
-def file_lock(path: Path, *, timeout_s: float, owner: str = "") -> Iterator[None]:
+def file_lock(path: Path, *, timeout_s: float, owner: str = "", shared: bool = False) -> Iterator[None]:
     """Hold the lock file at `path`, made with its folders and left behind. Not reentrant; excludes threads.
+
+    `shared`: together with others that ask for it shared, against one that does not; no holder is named then.
 
     Waits up to `timeout_s` seconds, then raises LockedError naming the holder: process, host, `owner` and
     since when. The lock is advisory: it works among those who ask for it.
@@ -47,7 +49,10 @@ def file_lock(path: Path, *, timeout_s: float, owner: str = "") -> Iterator[None
             f"The lock file {str(path)!r} cannot be opened ({error.strerror}): make its folder writable."
         ) from error
     try:
-        _acquire(handle, path, timeout_s)
+        _acquire(handle, path, timeout_s, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if shared:
+            yield
+            return
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -81,11 +86,11 @@ def table_lock(table_path: str, *, timeout_s: float = 600.0, owner: str = "") ->
         yield
 
 
-def _acquire(handle: int, path: Path, timeout_s: float) -> None:
+def _acquire(handle: int, path: Path, timeout_s: float, kind: int) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise LockedError(

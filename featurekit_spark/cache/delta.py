@@ -190,6 +190,11 @@ class DeltaCache:
         """Where one of the tables lies: for SQL, for Spark, for care commands."""
         return f"{self.path}/{name}"
 
+    def table(self, name: str) -> DeltaTable | None:
+        """One of the tables at its newest version, for care commands; None where it is missing."""
+        with self._lock:
+            return self._open(name)
+
     def entry_columns(self) -> list[str]:
         """Columns of the entries table, in order."""
         return list(ENTRY_SCHEMA.names)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA
 
-__all__ = ["StagedFile", "StagedWriter", "Staging", "StagingCache", "filesystem_of"]
+__all__ = ["StagedFile", "StagedWriter", "Staging", "StagingCache", "filesystem_of", "stats_bound"]
 
 _FILE_SCHEMA = pa.schema([field for field in ENTRY_SCHEMA if field.name != "builder"])  # the partition column
 _COUNTED = ("key", "config_hash", "entry_id", "ts", "recorded", "run_id")
@@ -158,8 +158,8 @@ class _OpenFile:
         bounds = {name: values for name, values in self._bounds.items() if values}
         stats = {
             "numRecords": self._rows,
-            "minValues": {name: _told(min(values)) for name, values in bounds.items()},
-            "maxValues": {name: _told(max(values), highest=True) for name, values in bounds.items()},
+            "minValues": {name: stats_bound(min(values)) for name, values in bounds.items()},
+            "maxValues": {name: stats_bound(max(values), highest=True) for name, values in bounds.items()},
             "nullCount": dict.fromkeys(bounds, 0),
         }
         return StagedFile(
@@ -172,7 +172,7 @@ class _OpenFile:
         )
 
 
-def _told(value: Any, *, highest: bool = False) -> Any:
+def stats_bound(value: Any, *, highest: bool = False) -> Any:
     """A bound as Delta's statistics have it: instants as text, long text cut so that it stays a bound."""
     if isinstance(value, str):
         if len(value) <= _LONGEST or (highest and value[_LONGEST] == _LAST_CHARACTER):
