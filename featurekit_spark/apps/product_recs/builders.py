@@ -136,7 +136,8 @@ class ProductEmbedding(TextEmbedding):
 class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
     """(merchant, market) -> reference to the matrix of all products' vectors, in order of ids.
 
-    Products without a title are left out.
+    Products without a title are left out. Each embedder has a matrix of its own: queries of one never meet the
+    matrix of another, and a new one answers once it is whole (`NotBuiltError` until then).
     """
 
     key = PER_MARKET
@@ -145,7 +146,21 @@ class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
     version = "1"
     needs = ("embedder", "matrices")
 
-    def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> dict[str, Any]:
+    @dataclass(frozen=True)
+    class Config:
+        """Whose vectors are in the matrix: the embedder's identity."""
+
+        embedder: str
+
+    def default_config(self, context: Any) -> Config:
+        return self.Config(context.embedder.identity)
+
+    def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> dict[str, Any]:
+        if config.embedder != context.embedder.identity:
+            raise ContextError(
+                f"{self.name} is configured for {config.embedder!r}, but context.embedder is "
+                f"{context.embedder.identity!r}. Give the context the embedder you mean; the config follows."
+            )
         gathered: Gathered[Any] = inputs["ProductEmbedding"]
         rows = sorted((k, v) for k, v in zip(gathered.keys, gathered.values, strict=True) if v is not None)
         ids = [product_id for product_id, _ in rows]
