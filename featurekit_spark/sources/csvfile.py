@@ -2,12 +2,14 @@
 
 A byte order mark is skipped, lines may end in LF or CRLF, blank lines do not count, spaces and
 backslashes mean themselves. Whatever two readers could understand differently (text after a closing
-quote, an open quote, a ragged line, bytes that are no UTF-8) is refused with its line. Knows no products.
+quote, an open quote, a ragged line, bytes that are no UTF-8) is refused with its line. Arrow's fast reader is used
+where a file has nothing that it reads differently. Knows no products.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -20,10 +22,16 @@ from featurekit_spark.errors import DataError
 if TYPE_CHECKING:
     from _csv import Reader as _Reader
 
-__all__ = ["lines_of", "read_columns", "read_header"]
+    import pyarrow as pa
+
+__all__ = ["lines_of", "read_columns", "read_header", "read_tables"]
 
 _CHUNK = 16_384
 _BOM = b"\xef\xbb\xbf"
+# What Arrow's reader takes otherwise than this dialect: a line end of CR alone, a zero byte, and a quote anywhere but
+# around a whole cell or doubled within.
+_ODD = re.compile(rb"\r(?!\n)|\x00")
+_QUOTED = re.compile(rb'(?<![^,\n])"(?:[^"]++|"")*+"(?=,|\r?\n|\Z)')
 
 
 def read_header(path: Path) -> tuple[str, ...]:
@@ -52,6 +60,47 @@ def read_columns(path: Path, columns: Sequence[str]) -> Iterator[list[list[str]]
                     )
             yield [[pick(cells) for cells in chunk] for pick in wanted]
             done += len(chunk)
+
+
+def read_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """As `read_columns`, as tables of text columns in the order asked, named by position."""
+    import pyarrow as pa
+
+    names = [str(i) for i in range(len(columns))]
+    whole = _read_fast(path, list(columns))
+    if whole is not None:
+        yield whole.rename_columns(names)
+        return
+    for cells in read_columns(path, columns):
+        yield pa.table([pa.array(column, pa.string()) for column in cells], names=names)
+
+
+def _read_fast(path: Path, columns: list[str]) -> pa.Table | None:
+    """The columns by Arrow's reader; None where the file is not plain enough, or wrong: that is told by line."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    data = path.read_bytes()
+    quoted = b'"' in data
+    if _ODD.search(data) or (quoted and b'"' in _QUOTED.sub(b"", data.removeprefix(_BOM))):
+        return None
+    try:
+        if not data.isascii():
+            data.decode()  # all of it: Arrow looks at the columns that are asked for
+        return arrow_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=arrow_csv.ReadOptions(block_size=max(1 << 20, len(data) // 8)),
+            parse_options=arrow_csv.ParseOptions(
+                quote_char='"' if quoted else False, double_quote=True, newlines_in_values=quoted
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(dict.fromkeys(columns)),
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=False,
+            ),
+        ).select(columns)
+    except (pa.ArrowException, KeyError, UnicodeDecodeError):
+        return None
 
 
 def lines_of(path: Path, rows: Iterable[int]) -> list[int]:

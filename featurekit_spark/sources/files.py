@@ -28,7 +28,7 @@ from featurekit_spark.sources.base import (
     ProductScan,
 )
 from featurekit_spark.sources.catalog import TableScan, load_cached
-from featurekit_spark.sources.csvfile import lines_of, read_columns, read_header
+from featurekit_spark.sources.csvfile import lines_of, read_columns, read_header, read_tables
 from featurekit_spark.sources.folder import PartFiles, find_parts
 
 if TYPE_CHECKING:
@@ -105,13 +105,10 @@ class _FileSnapshot:
         names = _raw_names(columns)
         if self._parts.format == "csv":
             text = pa.schema([(name, pa.string()) for name in names])
-            batches: list[pa.RecordBatch] = []
-            lengths = []
-            for path in self._parts.files:
-                part = list(_csv_batches(path, named, text))
-                lengths.append(sum(batch.num_rows for batch in part))
-                batches += part
-            table = pa.Table.from_batches(batches, text)
+            parts = [list(_csv_tables(path, named)) for path in self._parts.files]
+            lengths = [sum(map(len, part)) for part in parts]
+            tables = [part.rename_columns(names) for whole in parts for part in whole]
+            table = pa.concat_tables(tables) if tables else text.empty_table()
         else:
             tables = [_parquet_part(path, named) for path in self._parts.files]
             lengths = [len(part) for part in tables]
@@ -183,12 +180,9 @@ def _require_all(path: Path, named: Sequence[str]) -> None:
         layout.require(name)
 
 
-def _csv_batches(path: Path, named: Sequence[str], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
+def _csv_tables(path: Path, named: Sequence[str]) -> Iterator[pa.Table]:
     _require_all(path, named)
-    for cells in read_columns(path, named):
-        yield pa.record_batch([pa.array(column, pa.string()) for column in cells], schema=schema)
+    yield from read_tables(path, named)
 
 
 def _parquet_part(path: Path, named: Sequence[str]) -> pa.Table:
@@ -221,10 +215,9 @@ def _csv_on_spark(
     def read(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         import pyarrow as pa
 
-        text = pa.schema([(name, pa.string()) for name in names])
         for part in (part for batch in batches for part in batch.column(0).to_pylist()):
             done = 0
-            for rows in _csv_batches(files[part], named, text):
+            for rows in (batch for table in _csv_tables(files[part], named) for batch in table.to_batches()):
                 numbers = pa.array(range(done, done + len(rows)), pa.int64())
                 parts = pa.array([part] * len(rows), pa.int64())
                 order = pa.StructArray.from_arrays([parts, numbers], names=["part", "row"])

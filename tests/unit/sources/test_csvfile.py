@@ -5,17 +5,26 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurekit_spark.errors import DataError
-from featurekit_spark.sources.csvfile import lines_of, read_columns, read_header
+from featurekit_spark.sources.csvfile import lines_of, read_columns, read_header, read_tables
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [row for chunk in read_columns(path, columns) for row in zip(*chunk, strict=True)]
+
+
+def tables_of(path: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return [
+        row
+        for table in read_tables(path, columns)
+        for row in zip(*(column.to_pylist() for column in table.columns), strict=True)
+    ]
 
 
 def write(folder: Path, data: bytes) -> Path:
@@ -46,6 +55,7 @@ def test_cells_are_what_they_say(tmp_path: Path, data: bytes, rows: list[tuple[s
     path = write(tmp_path, data)
     assert read_header(path) == ("a", "b")
     assert rows_of(path, ("a", "b")) == rows
+    assert tables_of(path, ("a", "b")) == rows
 
 
 @pytest.mark.parametrize(
@@ -64,8 +74,9 @@ def test_cells_are_what_they_say(tmp_path: Path, data: bytes, rows: list[tuple[s
 )
 def test_what_could_be_read_in_two_ways_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = write(tmp_path, data)
-    with pytest.raises(DataError, match=message):
-        rows_of(path, ("a",))
+    for read in (rows_of, tables_of):
+        with pytest.raises(DataError, match=message):
+            read(path, ("a",))
 
 
 def test_a_long_cell_is_no_error(tmp_path: Path) -> None:
@@ -96,3 +107,31 @@ def test_what_a_csv_writer_wrote_comes_back(
     writer.writerows([("a", "b"), *rows])
     path = write(tmp_path_factory.mktemp("csv"), out.getvalue().encode())
     assert rows_of(path, ("a", "b")) == rows
+
+
+def told(read: Any, path: Path, columns: tuple[str, ...]) -> Any:
+    try:
+        return read(path, columns)
+    except DataError as error:
+        return str(error)
+
+
+# What matters to a reader of CSV, and little else: most of it is wrong, and some is not what it looks like.
+snippets = st.lists(
+    st.sampled_from(
+        ['"', '""', ",", "\n", "\r\n", "\r", "x", " ", "\\", "\x00", "\ufeff", "NA", "1", "\u2028", "\xe9"]
+    ),
+    max_size=14,
+).map("".join)
+
+
+@settings(max_examples=400)
+@given(snippets, st.sampled_from(["a,b\n", "a\n", '"a",b\r\n']))
+def test_the_fast_reader_reads_what_the_strict_one_does(
+    tmp_path_factory: pytest.TempPathFactory, body: str, header: str
+) -> None:
+    """Equal cells, or both refuse."""
+    path = write(tmp_path_factory.mktemp("csv"), (header + body).encode())
+    columns = ("a", "b") if "b" in header else ("a",)
+    read = [told(rows_of, path, columns), told(tables_of, path, columns)]
+    assert read[0] == read[1]
