@@ -23,6 +23,7 @@ from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
 from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.overlay_commands import promote_command
+from featurekit_spark.cli.plan_command import plan_command, show_plan
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.report import RunReport
@@ -54,6 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs_app)
+app.command("plan")(plan_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
 _job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -93,6 +95,9 @@ def run_command(
             metavar="PATH", help="Failed keys as a table: PATH.csv, PATH.parquet, or a Delta table."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run would do and cost, as `plan` does.")
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
@@ -101,6 +106,10 @@ def run_command(
     5 partial, 6 budget or quota spent, 75 temporary failure.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
+    if dry_run:
+        day = run_date.date() if run_date else None
+        show_plan(merchant, market, conf_file, overrides, engine, day, output=output)
+        return
     request = _Request(
         merchant,
         market,

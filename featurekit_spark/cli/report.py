@@ -48,6 +48,7 @@ class RunReport:
             "sinks": {},
             "quality": {},
             "unchanged": False,
+            "warnings": [],
         }
 
     @property
@@ -63,6 +64,7 @@ class RunReport:
             "products": result.keys,
             "builders": {name: _counts(counts) for name, counts in result.builders.items()},
             "unchanged": result.unchanged,
+            "warnings": list(result.warnings),
         }
 
     def came_to(self, execution: Execution | None) -> None:
@@ -114,7 +116,9 @@ class RunReport:
         return "\n".join([*lines, f"  data: {told}", *page])
 
     def problems(self) -> Iterator[str]:
-        """The first keys that failed, a line each, and how many more there are."""
+        """What looks wrong, then the first keys that failed, a line each, and how many more there are."""
+        for warning in self.facts["warnings"]:
+            yield f"warning: {warning}"
         for key, error in list(self.errors.items())[:_SHOWN_ERRORS]:
             yield f"failed: {key}: {error}"
         more = len(self.errors) - _SHOWN_ERRORS
