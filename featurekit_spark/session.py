@@ -27,8 +27,10 @@ from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job, Progress
 from featurekit_spark.plan import Plan, PlanState, build_plan
+from featurekit_spark.reasons import Why
 from featurekit_spark.results import Counts
 from featurekit_spark.unchanged import Unchanged, mark_of, standing
+from featurekit_spark.why import why
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -154,6 +156,25 @@ class Session:
                 "this process; to count them here all the same, raise engine.collect_mb or choose engine 'local'"
             )
         return estimate_run(plan, graph, job, group=key, named=group)
+
+    def why(
+        self, target: Target, key: Any, configs: Mapping[Any, Any] | None = None, **group: Any
+    ) -> Why:
+        """Why a feature at a key would be computed again, or that it would not; `print` it. Builds nothing dear.
+
+        `target` as in `run`, `Builder.over(KeySet)`; a bare builder has no traces, and `group` then says whose run
+        records tell what its code and config were before.
+        """
+        dep = as_dep(target)
+        return why(
+            dep.builder,
+            key,
+            context=self.context,
+            cache=self.cache,
+            keyset=dep.keyset,
+            configs=configs,
+            group=tuple(group.values()) or None,
+        )
 
     def run(
         self,
