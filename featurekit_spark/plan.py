@@ -25,6 +25,7 @@ __all__ = [
     "Stage",
     "TargetTrace",
     "build_plan",
+    "told",
 ]
 
 Builder = type[FeatureBuilder[Any]]
@@ -164,7 +165,7 @@ class Plan:
         """The plan as text, the same for the same graph on every machine."""
         lines = [f"plan for {', '.join(map(str, self.targets))} on {self.state.engine}"]
         for number, stage in enumerate(self.stages, 1):
-            head, details = _told(stage, self.state)
+            head, details = told(stage, self.state)
             lines.append(f"{number:>2}  {head}")
             lines += [f"      {line}" for line in details]
         return "\n".join(lines)
@@ -375,7 +376,8 @@ def _names(builders: Sequence[Builder]) -> str:
     return ", ".join(builder.name for builder in builders) or "nothing"
 
 
-def _told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
+def told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
+    """What `explain` says of a stage: a line, and its details."""
     match stage:
         case ReadKeys(keyset):
             return f"read keys    {keyset.name}: {', '.join(keyset.key)} -> {keyset.of}", []
