@@ -24,6 +24,7 @@ from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.plan_command import plan_command, show_plan
+from featurekit_spark.cli.outputs_commands import outputs_app
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.report import RunReport
@@ -54,6 +55,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(outputs_app)
 app.add_typer(runs_app)
 app.command("plan")(plan_command)
 app.add_typer(cache_app)

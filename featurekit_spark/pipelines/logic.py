@@ -24,7 +24,7 @@ from featurekit_spark.sinks.gate import check_gate
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-__all__ = ["Gate", "LogicOutcome", "publication_rows", "run_logic"]
+__all__ = ["Gate", "LogicOutcome", "publication_rows", "published_group", "run_logic"]
 
 Rows: TypeAlias = "pa.Table | DataFrame"
 
@@ -157,6 +157,11 @@ def _publish(
         session.cache.record_run(RunRecord(result.run_id, group, result.ts, result.status, facts))
         session.cache.put_mark(group, facts)
     return {sink.name: outcome[sink.name] for sink in sinks}, counts
+
+
+def published_group(merchant: str, market: str) -> str:
+    """The group under which the cache's runs table keeps the marks of what each sink was given."""
+    return key_json((merchant, market, "published"))
 
 
 def _mark(sink: Sink, fingerprint: str, run_id: str) -> dict[str, Any]:

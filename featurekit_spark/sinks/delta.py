@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from deltalake import DeltaTable, QueryBuilder, write_deltalake
+from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from featurekit_spark.errors import ConfigError, ServiceError
 from featurekit_spark.locks import local_path, table_lock
 from featurekit_spark.sinks.base import Publication, PublishedState, SinkResult
+from featurekit_spark.sinks.history import Held, commit_note, held_by, runs_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,6 +157,16 @@ class DeltaSink:
             detail={"path": self.path, "covered": state.covered if state else 0},
         )
 
+    def earlier(self, merchant: str, market: str, run_id: str) -> Held | None:
+        """What a run published last for a merchant and market, if the table's history still has it."""
+        table = self._open()
+        return held_by(table, merchant, market, run_id) if table is not None else None
+
+    def runs(self, merchant: str, market: str) -> list[str]:
+        """The runs whose publications the table's history names, newest first."""
+        table = self._open()
+        return list(runs_in(table, merchant, market)) if table is not None else []
+
     def _open(self) -> DeltaTable | None:
         try:
             return DeltaTable(self.path)
@@ -190,6 +201,7 @@ class DeltaSink:
             pa.table(columns, schema=schema),
             mode="overwrite",
             predicate=_where(publication.merchant, publication.market, _sql_text),
+            commit_properties=CommitProperties(custom_metadata={"userMetadata": _note_of(publication)}),
         )
 
     def _replace_by_spark(self, publication: Publication, rows: DataFrame) -> None:
@@ -208,6 +220,7 @@ class DeltaSink:
         ]
         where = _where(publication.merchant, publication.market, _spark_text)
         writer = rows.select(*columns).write.format("delta").mode("overwrite").option("replaceWhere", where)
+        writer = writer.option("userMetadata", _note_of(publication))
         conflicts = _typed_conflicts()
         try:
             writer.save(f"file:{self.path}" if self._local else self.path)
@@ -218,6 +231,10 @@ class DeltaSink:
             if (error.getCondition() or "").startswith(_SPARK_CONFLICTS):
                 raise _CommitLost(str(error)) from error
             raise
+
+
+def _note_of(publication: Publication) -> str:
+    return commit_note(publication.merchant, publication.market, publication.run_id)
 
 
 def _where(merchant: str, market: str, quote: Callable[[str], str]) -> str:

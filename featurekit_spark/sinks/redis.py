@@ -3,7 +3,8 @@
 Owns the layout in Redis, how keys that left are found and removed, and the switch between versions. It must
 not know how the rows were computed. What lies beside the recommendations, per merchant and market:
 
-    featurekit/{merchant}:{market}:state          JSON: run_id, rows, covered, publish, generation, ts
+    featurekit/{merchant}:{market}:state          JSON: run_id, rows, covered, publish, generation, ts;
+                                                  if versioned also layout, and before: the state before
     featurekit/{merchant}:{market}:generations    set: every publication begun and not yet cleared away
     featurekit/{merchant}:{market}:keys:{generation}    set: the keys that this publication wrote
     {merchant}:{market}:version                   the live generation (`publish="versioned"` only)
@@ -143,6 +144,10 @@ class RedisSink:
             "generation": generation,
             "ts": publication.ts.isoformat(),
         }
+        if self.publish_as == "versioned":
+            state["layout"] = self.layout
+            if before and before["publish"] == "versioned":
+                state["before"] = {name: value for name, value in before.items() if name != "before"}
         with self._errors() as client:
             self._switch(client, publication, state, before)
             keep = before["generation"] if before and self.publish_as == "versioned" else None
@@ -155,6 +160,33 @@ class RedisSink:
             seconds=time.monotonic() - started,
             detail={"covered": covered, "removed": removed, "generation": generation},
         )
+
+    def switch_back(
+        self, merchant: str, market: str, run_id: str, *, dry_run: bool = False
+    ) -> SinkResult | None:
+        """Make the generation before the live one live again, where it is what `run_id` published and still there
+        whole; None where it is not, and nothing was changed."""
+        started = time.monotonic()
+        base, pointer = _base(merchant, market), _pointer(merchant, market)
+        with self._errors() as client:
+            live = json.loads(_text(client.get(f"{base}:state")) or "null")
+            before = live.get("before") if live else None
+            if (
+                not before
+                or before["run_id"] != run_id
+                or self.layout is None  # keys of it may have expired
+                or before.get("layout") != self.layout
+                or not client.sismember(f"{base}:generations", before["generation"])
+            ):
+                return None
+            if not dry_run:
+                live.pop("before")
+                with client.pipeline(transaction=True) as pipe:
+                    pipe.set(pointer, before["generation"])
+                    pipe.set(f"{base}:state", json.dumps({**before, "before": live}))
+                    pipe.execute()
+        detail = {"covered": before["covered"], "generation": before["generation"]}
+        return SinkResult(self.name, before["rows"], time.monotonic() - started, detail)
 
     def _switch(
         self, client: Redis, publication: Publication, state: dict[str, Any], before: dict[str, Any] | None

@@ -151,3 +151,14 @@ def test_a_server_that_goes_away_is_told_without_a_worker_traceback(spark: Spark
     with pytest.raises(ServiceError, match="cannot be reached") as caught:
         sink.publish(publication("run-2", frame(spark, ROWS)))
     assert "Traceback" not in str(caught.value)
+
+
+def test_the_history_tells_what_a_frame_published(spark: SparkSession, tmp_path: Path) -> None:
+    sink = DeltaSink(str(tmp_path / "r"))
+    sink.publish(publication("run-1", frame(spark, ROWS)))
+    sink.publish(publication("run-2", frame(spark, ROWS[:1])))
+    assert sink.runs("abt", "US") == ["run-2", "run-1"]
+    held = sink.earlier("abt", "US", "run-1")
+    assert held is not None and held.ts == NOW
+    found = {(row["product_id"], row["logic_builder"]): row["recs"] for row in held.rows.to_pylist()}
+    assert found == {(product, builder): recs for product, builder, recs, _ in ROWS}
