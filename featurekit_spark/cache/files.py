@@ -135,16 +135,18 @@ def remove_rows(
     *,
     columns: Collection[str],
     builders: Collection[str] | None = None,
+    edit: Callable[[pa.Table], pa.Table] | None = None,
 ) -> Removed:
     """Take out the rows for which `doomed` (a table of `columns` in, a mask out) is true: all of them, or none.
 
-    Appends go on meanwhile; rows that they add are not asked about. Raises CacheError.
+    With `edit` they stay, as it gives them back. Appends go on meanwhile; rows that they add are not asked about.
+    Raises CacheError.
     """
     for _ in range(_TRIES):
         table = cache.table(name)
         if table is None:
             return Removed()
-        removed, actions, written = _planned(table, name, doomed, columns, builders)
+        removed, actions, written = _planned(table, name, doomed, columns, builders, edit)
         if not removed.rows:
             return removed
         if _swapped(cache, name, actions):
@@ -253,6 +255,7 @@ def _planned(
     doomed: Callable[[pa.Table], Any],
     columns: Collection[str],
     builders: Collection[str] | None,
+    edit: Callable[[pa.Table], pa.Table] | None,
 ) -> tuple[Removed, list[AddAction | RemoveAction], list[str]]:
     """(what would be removed, the actions that do it, the files written for it)."""
     from deltalake.transaction import RemoveAction
@@ -273,8 +276,8 @@ def _planned(
         actions.append(
             RemoveAction(file.path, True, time.time_ns() // 1_000_000, file.size, partition or None)
         )
-        if hit < sum(map(len, masks)):
-            add = _rewritten(table, name, file, masks, counted, partition)
+        if edit is not None or hit < sum(map(len, masks)):
+            add = _rewritten(table, name, file, masks, counted, partition, edit)
             actions.append(add)
             written.append(unquote(add.path))
             freed -= add.size
@@ -288,6 +291,7 @@ def _rewritten(
     masks: list[Any],
     counted: list[str],
     partition: dict[str, str | None],
+    edit: Callable[[pa.Table], pa.Table] | None,
 ) -> AddAction:
     import pyarrow.parquet as pq
     from deltalake.transaction import AddAction
@@ -303,7 +307,10 @@ def _rewritten(
         path, schema, filesystem=storage, compression="zstd", compression_level=1
     ) as writer:
         for mask, rows in zip(masks, file_rows(table, name, file), strict=True):
-            left = rows.select(schema.names).filter(pa.array(~mask))
+            left = rows.filter(pa.array(~mask))
+            if edit is not None and mask.any():
+                left = pa.concat_tables([left, edit(rows.filter(pa.array(mask)))])
+            left = left.select(schema.names)
             if not len(left):
                 continue
             kept += len(left)

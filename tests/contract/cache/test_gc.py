@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from featurekit_spark.cache import files, gc
+from featurekit_spark.cache import files
+from featurekit_spark.cache import rows as rows_module
 from featurekit_spark.cache.base import RunRecord, TraceRow
 from featurekit_spark.cache.care import alone, reading
 from featurekit_spark.cache.delta import DeltaCache
@@ -212,7 +213,7 @@ def test_a_crash_between_leaves_a_trace_less_and_nothing_wrong(
             raise KeyboardInterrupt
         return real(cache, name, *args, **options)
 
-    monkeypatch.setattr(gc.files, "remove_rows", dies_at_entries)
+    monkeypatch.setattr(rows_module.files, "remove_rows", dies_at_entries)
     with pytest.raises(KeyboardInterrupt):
         collect(cache, GcOptions(stale_configs=True), now=LATER)
     assert asked == ["traces", "entries"]
