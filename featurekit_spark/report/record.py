@@ -87,10 +87,12 @@ def versions() -> dict[str, str]:
     """Versions by name. Of libraries that are installed, whether they were loaded or not; Java's where it is known
     without starting one."""
     found = {"featurekit_spark": featurekit_spark.__version__, "python": platform.python_version()}
+    installed = _installed()
     for name in _LIBRARIES:
-        version = _version(name)
+        module = name.replace("-", "_")
+        version = getattr(sys.modules.get(module), "__version__", None) or installed.get(module)
         if version is not None:
-            found[name] = version
+            found[name] = str(version)
     java = _java_version()
     if java is not None:
         found["java"] = java
@@ -129,17 +131,20 @@ def _identities(execution: Any) -> dict[str, dict[str, str]]:
     return found
 
 
-def _version(name: str) -> str | None:
-    """Of the loaded module where there is one: looking into installed packages costs a millisecond each."""
-    loaded = getattr(sys.modules.get(name.replace("-", "_")), "__version__", None)
-    if isinstance(loaded, str):
-        return loaded
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+def _installed() -> dict[str, str]:
+    """Versions by the names of their folders: `importlib.metadata` loads a mail reader and parses a file for each."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")  # noqa: PTH208 - names are all that is wanted
+        except OSError:
+            continue  # a zip file, or nothing
+        for name, dash, version in (
+            n.removesuffix(".dist-info").partition("-") for n in names if "dist-info" in n
+        ):
+            if dash:
+                found.setdefault(name.lower(), version)
+    return found
 
 
 def _java_version() -> str | None:
