@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,38 @@ def sample_catalog(folder: Path, *, merchant: str, products: int, seed: int = 7)
         [*command, *(word for name, value in options.items() for word in (f"--{name}", str(value)))], cwd=ROOT
     )
     return folder / f"{merchant}_US.csv"
+
+
+class Catalogs:
+    """Sample catalogs that are edited and put back: `path` points to the folder that counts now.
+
+    A catalog's version covers the times of its file, which no copy keeps: going back means pointing back.
+    """
+
+    def __init__(self, folder: Path, merchants: Mapping[str, int]) -> None:
+        self.path = folder / "catalogs"
+        self._folder, self._pristine, self._edits = folder, folder / "catalogs.0", 0
+        for seed, (merchant, products) in enumerate(merchants.items(), start=7):
+            sample_catalog(self._pristine, merchant=merchant, products=products, seed=seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """The very files that were written first."""
+        self._point_to(self._pristine)
+
+    def edit(self, edit: Callable[[Path], object] = lambda path: None) -> None:
+        """The first catalogs written anew, that of demo edited."""
+        self._edits += 1
+        fresh = self._folder / f"catalogs.{self._edits}"
+        fresh.mkdir()
+        for path in self._pristine.iterdir():
+            shutil.copyfile(path, fresh / path.name)
+        edit(fresh / "demo_US.csv")
+        self._point_to(fresh)
+
+    def _point_to(self, catalogs: Path) -> None:
+        self.path.unlink(missing_ok=True)
+        self.path.symlink_to(catalogs.name)
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ together differs. `spark-submit scripts/bench/handwritten_job.py CATALOG.csv WAR
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import uuid
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def main(catalog: str, warehouse: str, merchant: str, market: str) -> None:
     ids = rows["product_id"].to_numpy()
     matrix = np.frombuffer(b"".join(rows["vector"]), dtype=np.float32).reshape(len(rows), -1)
     shared = spark.sparkContext.broadcast((ids, matrix))
+    calls = spark.sparkContext.accumulator(0)
 
     def recommend(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         from featurekit_spark.apps.product_recs.suggestions import parse_suggestions
@@ -61,6 +63,7 @@ def main(catalog: str, warehouse: str, merchant: str, market: str) -> None:
 
         for batch in batches:
             prompts = [TEMPLATE.format(title=title) for title in batch["title"]]
+            calls.add(len(prompts))
             suggestions = [parse_suggestions(text, limit=10) for text in asyncio.run(ask(prompts))]
             texts = list(dict.fromkeys(text for found in suggestions for text in found))
             scores, hits = index.search(embedder.embed(texts), TOP_K + 1)
@@ -95,6 +98,7 @@ def main(catalog: str, warehouse: str, merchant: str, market: str) -> None:
         .option("replaceWhere", f"merchant = '{merchant}' AND market = '{market}'")
         .save(f"{warehouse}/recommendations")
     )
+    print(json.dumps({"llm_calls": calls.value}))
     spark.stop()
 
 

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -78,26 +77,17 @@ class Shop:
 
     def __init__(self, folder: Path, model: _common.CountingModel, *, products: int) -> None:
         self.folder, self.model = folder, model
-        self.warehouse, self.catalogs = folder / "warehouse", folder / "catalogs"
-        self._numbers = count(1)
-        pristine = folder / "catalogs.0"
-        _common.sample_catalog(pristine, merchant="demo", products=products)
-        _common.sample_catalog(pristine, merchant="other", products=max(products // 20, 20), seed=8)
+        self.warehouse = folder / "warehouse"
+        self.catalogs = _common.Catalogs(folder, {"demo": products, "other": max(products // 20, 20)})
         self.reset()
-
-    # The catalogs' version covers the times of the file itself: going back means pointing back.
-    def point_to(self, catalogs: Path) -> None:
-        """The runs read their catalogs from this folder, under the same path as always."""
-        self.catalogs.unlink(missing_ok=True)
-        self.catalogs.symlink_to(catalogs.name)
 
     def reset(self) -> None:
         """Catalogs, settings and own module as they were for the cold run."""
-        self.point_to(self.folder / "catalogs.0")
+        self.catalogs.reset()
         (self.folder / "conf/merchants").mkdir(parents=True, exist_ok=True)
         settings = {
             "warehouse": str(self.warehouse),
-            "product_db": {"path": str(self.catalogs)},
+            "product_db": {"path": str(self.catalogs.path)},
             "llm": self.model.settings,
             "search": {"top_k": TOP_K},
         }
@@ -105,15 +95,6 @@ class Shop:
         (self.folder / "conf/merchants/demo.yaml").unlink(missing_ok=True)
         (self.folder / "own").mkdir(exist_ok=True)
         (self.folder / "own/own_logic.py").write_text(OWN_MODULE)
-
-    def edit_catalog(self, edit: Callable[[Path], object] = lambda path: None) -> None:
-        """The pristine catalogs, written anew and edited."""
-        fresh = self.folder / f"catalogs.{next(self._numbers)}"
-        fresh.mkdir()
-        for path in (self.folder / "catalogs.0").iterdir():
-            shutil.copyfile(path, fresh / path.name)
-        edit(fresh / "demo_US.csv")
-        self.point_to(fresh)
 
     def run(self, engine: str, step: Step) -> tuple[_common.Ran, int]:
         """One run as a process of its own, and the requests that reached the model."""
@@ -187,7 +168,7 @@ class Expected:
     @staticmethod
     def of(shop: Shop, step: Step, known: Known) -> Expected:
         """What the run of a step lacks on a warehouse where `known` is done; afterwards that is known as well."""
-        with (shop.catalogs / f"{step.merchant}_US.csv").open(encoding="utf-8", newline="") as file:
+        with (shop.catalogs.path / f"{step.merchant}_US.csv").open(encoding="utf-8", newline="") as file:
             titles = {row["product_id"]: row["title"] for row in csv.DictReader(file)}
         own = shop.folder / f"conf/merchants/{step.merchant}.yaml"
         template = json.loads(own.read_text())["prompt_template"] if own.exists() else TEMPLATE
@@ -266,7 +247,7 @@ def _row(step: Step, engine: str, measured: Sequence[Any], cold_seconds: float |
 
 
 def _delete(shop: Shop) -> None:
-    shop.edit_catalog(delete_products)
+    shop.catalogs.edit(delete_products)
 
 
 def _comment(shop: Shop) -> None:
@@ -282,10 +263,10 @@ _OWN = {"logic_builders": "[own_logic:Shortlist]"}
 # Each chain starts from the cold warehouse; its steps follow one another on the same copy.
 CHAINS: tuple[tuple[Step, ...], ...] = (
     (Step("none", seconds=0.6, idle=True),),
-    (Step("prices", lambda shop: shop.edit_catalog(edit_prices), seconds=1.0, idle=True),),
+    (Step("prices", lambda shop: shop.catalogs.edit(edit_prices), seconds=1.0, idle=True),),
     (
-        Step("titles", lambda shop: shop.edit_catalog(edit_titles), ratio=0.35, any_searches=True),
-        Step("titles_back", lambda shop: shop.edit_catalog(), seconds=1.0),
+        Step("titles", lambda shop: shop.catalogs.edit(edit_titles), ratio=0.35, any_searches=True),
+        Step("titles_back", lambda shop: shop.catalogs.edit(), seconds=1.0),
     ),
     (
         Step("top_k", settings={"search.top_k": 2 * TOP_K}, ratio=0.5),
@@ -293,7 +274,7 @@ CHAINS: tuple[tuple[Step, ...], ...] = (
     ),
     (
         Step("deleted", _delete, ratio=0.35),
-        Step("deleted_back", lambda shop: shop.edit_catalog()),
+        Step("deleted_back", lambda shop: shop.catalogs.edit()),
     ),
     (
         Step(None, merchant="other"),

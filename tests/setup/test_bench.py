@@ -46,6 +46,20 @@ def test_check_compares_sizes() -> None:
     assert code == (0 if figures["linear"] else 1)
 
 
+@pytest.mark.jobs
+@pytest.mark.slow
+def test_peers_recommend_the_same() -> None:
+    """With the peer that needs no environment of its own."""
+    options = ("--products", "40", "--pairs", "1", "--engines", "local", "--peers", "pandas")
+    code, figures, said = bench("peers", *options, "--changes", "titles")
+    assert code == 0, said
+    calls = {row["who"]: (row["cold"]["calls"], row["titles"]["calls"]) for row in figures["table"]}
+    assert calls["local"] == (39, 1)
+    assert calls["pandas"] == (40, 40), "every product, each time"
+    (ratio,) = figures["ratios"]
+    assert ratio["cold"] > 0 and ratio["titles"] > 0
+
+
 @pytest.fixture
 def warm_changes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCH))
