@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pyarrow as pa
 
+from featurekit_spark.budget import Purse
 from featurekit_spark.build import Built
 from featurekit_spark.builder import (
     Bound,
@@ -68,6 +69,7 @@ class Controller:
     def __init__(self, context: Any, cache: FeatureCache) -> None:
         self.context = context
         self.cache = cache
+        self.purse: Purse | None = None
         self._bindings: dict[type, Bindings] = {}
 
     def get(
@@ -103,6 +105,7 @@ class Controller:
             now=now,
             gather="build" if gather else "current",
             controller=lambda e: HandController(self.context, self.cache, e),
+            purse=self.purse,
         )
         try:
             results = evaluator.resolve(feature_builder, parsed)
@@ -135,7 +138,7 @@ class HandController(Controller):
 
     def __init__(self, context: Any, cache: FeatureCache, evaluator: Evaluator) -> None:
         super().__init__(context, cache)
-        self._evaluator = evaluator
+        self._evaluator, self.purse = evaluator, evaluator.purse
         self._reads: list[Read] | None = None
 
     def get_many(

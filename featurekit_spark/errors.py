@@ -14,6 +14,7 @@
   + NotBuiltError              the group a feature needs was never computed
   + CacheError                 the cache's tables cannot be read or written as they are
   + BudgetError                a budget or quota stopped the run
+    - BudgetReachedError (retryable) the run's own limit was reached; running it again goes on
   + ServiceError   (retryable) an outside service failed or did not answer
   + LockedError    (retryable) somebody else holds the lock
 
@@ -29,6 +30,7 @@ from typing import ClassVar
 
 __all__ = [
     "BudgetError",
+    "BudgetReachedError",
     "BuildError",
     "CacheError",
     "ConfigError",
@@ -104,6 +106,12 @@ class CacheError(FeaturekitError):
 
 class BudgetError(FeaturekitError):
     """A budget or quota stopped the run; everything paid for is kept."""
+
+
+class BudgetReachedError(BudgetError):
+    """The run's own limit on calls or money was reached; everything paid for is kept, and the next run goes on."""
+
+    retryable: ClassVar[bool] = True
 
 
 class ServiceError(FeaturekitError):

@@ -20,7 +20,7 @@ from featurekit_spark.cache.base import FeatureCache, Found
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import local_builders
-from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.evaluate import Bindings, Evaluator
 from featurekit_spark.execute import Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
@@ -28,7 +28,7 @@ from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan, ReadSource, Space
 from featurekit_spark.results import Origin, Result
 
-__all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps"]
+__all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps", "known_prices"]
 
 Key = tuple[Any, ...]
 # How many of a builder's newest entries tell what its next ones cost.
@@ -130,6 +130,18 @@ def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[
         now = keys.get(name, 0)
         if then and (now > then * _JUMP or then > now * _JUMP):
             yield f"{name} has {now} keys, the last run had {then}: look at what the catalog holds today"
+
+
+def known_prices(cache: FeatureCache, graph: Graph, bindings: Bindings) -> dict[str, float | None]:
+    """The dearest of each paid builder's newest calls with today's config; None where those have no price. A builder
+    without any is left out."""
+    prices: dict[str, float | None] = {}
+    for builder in graph:
+        if builder.paid and cache.has(builder.name):
+            rows = _newest_ok(cache, bindings[builder], other_configs=False)
+            if len(rows):
+                prices[builder.name] = pc.max(rows["usd"]).as_py()
+    return prices
 
 
 class _DryRun(Execution):
@@ -263,7 +275,7 @@ class _DryEvaluator(Evaluator):
             _, inputs, identity = identities[row]
             results[row] = Result(Origin.MISS, None, inputs_hash=inputs, entry_id=identity)
 
-    def _resolve_source(self, bound: Bound, keys: list[Key]) -> list[Result]:
+    def _resolve_source(self, bound: Bound, keys: list[Key]) -> Sequence[Result | None]:
         if not bound.builder.paid:
             return super()._resolve_source(bound, keys)
         found = self.store.current(bound.name, bound.config_hash, [key_json(key) for key in keys])
@@ -318,12 +330,16 @@ def _costs(cache: FeatureCache, bound: Bound) -> dict[str, float | None]:
     return {name: pc.mean(rows[name]).as_py() for name in ("seconds", "tokens", "usd")}
 
 
-def _newest_ok(cache: FeatureCache, bound: Bound) -> pa.Table:
+def _newest_ok(cache: FeatureCache, bound: Bound, *, other_configs: bool = True) -> pa.Table:
     """A builder's newest entries: of this config, and of any where this one has none."""
     rows = cache.history(bound.name)
     rows = rows.filter(pc.equal(rows["status"], "ok"))
     own = rows.filter(pc.equal(rows["config_hash"], bound.config_hash))
-    return (own if len(own) else rows).sort_by([("recorded", "descending")]).slice(0, _SAMPLE)
+    return (
+        (own if len(own) or not other_configs else rows)
+        .sort_by([("recorded", "descending")])
+        .slice(0, _SAMPLE)
+    )
 
 
 def _times(count: int, each: float | None) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from featurekit_spark.budget import Purse
 from featurekit_spark.build import Built, build_values, finish
 from featurekit_spark.builder import (
     Bound,
@@ -27,7 +28,7 @@ from featurekit_spark.builder import (
     keys_of,
 )
 from featurekit_spark.cache.base import Found
-from featurekit_spark.errors import BudgetError, NotBuiltError, UsageError
+from featurekit_spark.errors import BudgetError, FeaturekitError, NotBuiltError, UsageError
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.results import Counts, Origin, Read, Result, count, from_entry
@@ -121,7 +122,7 @@ class Evaluator:
     `gather`: what to do where a group-level feature's inputs are a whole group: build it (runs), take the group's
     current entry (workers and single requests), in both cases `NotBuiltError` where there is nothing to take.
     `results[builder name][key]` holds all results, given ones included; `done` counts those that were taken;
-    `incomplete` names the builders whose gather lost members that failed.
+    `incomplete` names the builders whose gather lost members that failed. `purse`: what paid builders may still pay.
     """
 
     def __init__(
@@ -134,13 +135,15 @@ class Evaluator:
         gather: Literal["build", "current"] = "current",
         batch_rows: int = 2048,
         controller: Callable[[Evaluator], Any] | None = None,
+        purse: Purse | None = None,
     ) -> None:
         self.bindings, self.context, self.now = bindings, context, now
         self.store: Lookup = store
         self.gather, self.batch_rows = gather, batch_rows
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}
-        self._spent: BudgetError | None = None
+        self.purse = purse
+        self._spent: FeaturekitError | None = None
         self.done: dict[str, Counts] = {}
         self.incomplete: set[str] = set()
         self._controller = controller
@@ -153,8 +156,10 @@ class Evaluator:
         if todo:
             bound = self.bindings[builder]
             for batch in self._batches(bound, todo):
-                known.update(zip(batch, self._resolve_batch(bound, batch), strict=True))
-                self.made.setdefault(builder.name, []).extend(batch)
+                found = zip(batch, self._resolve_batch(bound, batch), strict=True)
+                done = {key: result for key, result in found if result is not None}
+                known.update(done)
+                self.made.setdefault(builder.name, []).extend(done)
                 if self._spent is not None:
                     raise self._spent  # only now: what others of the batch paid for is kept
         return [known[key] for key in keys]
@@ -214,7 +219,8 @@ class Evaluator:
             for start in range(0, len(group), self.batch_rows):
                 yield group[start : start + self.batch_rows]
 
-    def _resolve_batch(self, bound: Bound, keys: list[Key]) -> list[Result]:
+    def _resolve_batch(self, bound: Bound, keys: list[Key]) -> Sequence[Result | None]:
+        """One result per key; None for keys for which there was no money left."""
         if isinstance(bound.builder, Source):
             return self._resolve_source(bound, keys)
         if bound.builder.is_dynamic():
@@ -250,7 +256,7 @@ class Evaluator:
                     misses.append(row)
         if misses:
             self._build(bound, keys, columns, identities, misses, results)
-        return [result for result in results if result is not None]
+        return results
 
     def _build(
         self,
@@ -261,25 +267,44 @@ class Evaluator:
         misses: list[int],
         results: list[Result | None],
     ) -> None:
-        inputs: dict[str, list[Any]] = {
-            field: [keys[row][i] for row in misses] for i, field in enumerate(bound.key)
-        }
-        for dep, column in zip(bound.deps, columns, strict=True):
-            inputs[dep.name] = [column[row].value for row in misses]
-        built = build_values(bound, inputs, self.context)
-        self._note_spent(built)
-        made = finish(
-            bound,
-            [keys[row] for row in misses],
-            built,
-            self.now,
-            [identities[row][1:] for row in misses],
-            [self._lineage([column[row] for column in columns]) for row in misses],
-        )
-        for row, result in zip(misses, made, strict=True):
-            results[row] = result
+        for rows in self._affordable(bound, misses):
+            inputs: dict[str, list[Any]] = {
+                field: [keys[row][i] for row in rows] for i, field in enumerate(bound.key)
+            }
+            for dep, column in zip(bound.deps, columns, strict=True):
+                inputs[dep.name] = [column[row].value for row in rows]
+            made = finish(
+                bound,
+                [keys[row] for row in rows],
+                self._values(bound, inputs),
+                self.now,
+                [identities[row][1:] for row in rows],
+                [self._lineage([column[row] for column in columns]) for row in rows],
+            )
+            for row, result in zip(rows, made, strict=True):
+                results[row] = result
 
-    def _resolve_source(self, bound: Bound, keys: list[Key]) -> list[Result]:
+    def _affordable(self, bound: Bound, rows: list[int]) -> Iterator[list[int]]:
+        """Rows to build next, until all are or the budget is reached; all at once where nothing limits them."""
+        while rows and self._spent is None:
+            size = len(rows)
+            if self.purse is not None and bound.builder.paid:
+                size = self.purse.grant(bound.name, size)
+                if not size:
+                    self._spent = self.purse.ended(bound.name)
+            if size:
+                yield rows[:size]
+            rows = rows[size:]
+
+    def _values(self, bound: Bound, inputs: Mapping[str, list[Any]]) -> list[Built]:
+        built = build_values(bound, inputs, self.context)
+        if self.purse is not None and bound.builder.paid:
+            answers = [item.usd for item in built if item.error is None]
+            self.purse.charge(bound.name, answers, len(built) - len(answers))
+        self._spent = next((b.error for b in built if isinstance(b.error, BudgetError)), self._spent)
+        return built
+
+    def _resolve_source(self, bound: Bound, keys: list[Key]) -> Sequence[Result | None]:
         """A source is read again and compared, unless its ttl says that what was read still stands."""
         results: dict[Key, Result] = {}
         if bound.builder.freshness.ttl is not None:
@@ -288,17 +313,15 @@ class Evaluator:
                 if self._lives(bound, hit):
                     results[texts[text]] = self._hit(bound, hit, [])
         todo = [key for key in keys if key not in results]
-        if todo:
-            inputs = {field: [key[i] for key in todo] for i, field in enumerate(bound.key)}
-            built = build_values(bound, inputs, self.context)
-            self._note_spent(built)
+        for rows in self._affordable(bound, list(range(len(todo)))):
+            part = [todo[row] for row in rows]
+            inputs = {field: [key[i] for key in part] for i, field in enumerate(bound.key)}
+            built = self._values(bound, inputs)
             values = [b.error if b.error is not None else b.value for b in built]
             seconds = sum(b.seconds for b in built)
-            results.update(zip(todo, self._source_results(bound, todo, values, seconds), strict=True))
-        return [self._with_own_read(bound, key, results[key]) for key in keys]
-
-    def _note_spent(self, built: Iterable[Built]) -> None:
-        self._spent = next((item.error for item in built if isinstance(item.error, BudgetError)), self._spent)
+            results.update(zip(part, self._source_results(bound, part, values, seconds), strict=True))
+        found = ((key, results.get(key)) for key in keys)
+        return [None if result is None else self._with_own_read(bound, key, result) for key, result in found]
 
     def _source_results(
         self, bound: Bound, keys: Sequence[Key], values: Sequence[Any], seconds: float

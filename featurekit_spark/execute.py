@@ -75,6 +75,7 @@ class Execution(Proofs):
             gather="build",
             batch_rows=job.batch_rows,
             controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
+            purse=job.purse,
         )
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from featurekit_spark.budget import Purse
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.evaluate import Bindings
 
@@ -27,3 +28,4 @@ class Job:
     run_id: str
     batch_rows: int
     progress: Progress = field(default=lambda what, done, total: None)
+    purse: Purse | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
+from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.controller import Controller, Feature, run_clock
@@ -20,7 +21,7 @@ from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import UsageError
-from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
+from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps, known_prices
 from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
@@ -181,12 +182,14 @@ class Session:
         *targets: Target,
         configs: Mapping[Any, Any] | None = None,
         run_id: str | None = None,
+        budget: Budget | None = None,
         **group: Any,
     ) -> RunResult:
         """Compute the targets, each `Builder.over(KeySet)`, for one group given by its key fields.
 
         Keys that are proven unchanged are not computed; failed keys are errors of their own and make the status
-        partial. Raises DefinitionError, UsageError and ContextError before anything ran.
+        partial. Raises DefinitionError, UsageError and ContextError before anything ran, BudgetReachedError where
+        `budget` does not suffice: what was paid for is kept, and the same call goes on from there.
         """
         plan, graph, bindings, key = self._prepare(targets, configs, group)
         run_id = run_id or uuid.uuid4().hex
@@ -198,6 +201,7 @@ class Session:
             run_id,
             self.limits.batch_rows,
             self.progress,
+            self._purse(budget, graph, bindings),
         )
         names = [target.builder.name for target in plan.targets]
         mark = key_json((*key, *names))
@@ -226,6 +230,12 @@ class Session:
         )
         self.cache.put_mark(mark, mark_of(stands, execution, names))
         return result
+
+    def _purse(self, budget: Budget | None, graph: Graph, bindings: Bindings) -> Purse | None:
+        if budget is None or not budget.limited:
+            return None
+        known = {} if budget.max_usd is None else known_prices(self.cache, graph, bindings)
+        return Purse(budget, dearest=known)
 
     def _last_counts(self, key: tuple[Any, ...]) -> Mapping[str, Mapping[str, Any]]:
         last = self.cache.last_run(key_json(key))

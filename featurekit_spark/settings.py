@@ -30,6 +30,7 @@ __all__ = [
     "ProductDBSettings",
     "PublishGateSettings",
     "RedisSinkSettings",
+    "RunSettings",
     "SearchSettings",
     "Settings",
     "SinkSettings",
@@ -179,6 +180,13 @@ class EngineSettings(_Section):
     partitions: Count | None = None
 
 
+class RunSettings(_Section):
+    """What one run may pay; null is no limit."""
+
+    max_calls: Limit | None = None
+    max_usd: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
+
+
 class DeltaSinkSettings(_Section):
     """`path` null means `{warehouse}/recommendations`; ask `Settings.sink_path`."""
 
@@ -250,6 +258,7 @@ class Settings(_Section):
     )
     logic_keys: ImportPath = "featurekit_spark.apps.product_recs:ProductIds"
     engine: EngineSettings = EngineSettings()
+    run: RunSettings = RunSettings()
     sinks: tuple[Annotated[SinkSettings, Field(discriminator="kind")], ...] = (DeltaSinkSettings(),)
     publish_gate: PublishGateSettings = PublishGateSettings()
 

@@ -55,6 +55,9 @@ MEANINGS = {
     "prompt_template": "The user message; `{title}` is its one field, `{{` and `}}` are braces.",
     "logic_builders": "Builders to run and publish, as `module:Class`. The first one is the main one.",
     "logic_keys": "The key set whose members they are run for, as `module:Class`.",
+    "run.max_calls": "At most so many paid calls in one run; then it stops, everything paid for is kept, and the next "
+    "run goes on.",
+    "run.max_usd": "At most so much for them, by the prices that answers carry.",
     "engine.kind": "`spark`, or `local`: everything in this process, no JVM.",
     "engine.in_process_keys": "A stage of at most so many keys runs in the driver's process (50 times as "
     "many for light builders).",

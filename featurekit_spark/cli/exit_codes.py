@@ -6,6 +6,7 @@ from enum import IntEnum
 
 from featurekit_spark.errors import (
     BudgetError,
+    BudgetReachedError,
     CacheError,
     ConfigError,
     ContextError,
@@ -41,6 +42,8 @@ def exit_code(error: BaseException) -> ExitCode:
             return ExitCode.CONFIG
         case DataError() | ValueMismatchError():
             return ExitCode.DATA
+        case BudgetReachedError():
+            return ExitCode.RETRY
         case BudgetError():
             return ExitCode.BUDGET
         case FeaturekitError() if error.retryable:

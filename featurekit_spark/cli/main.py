@@ -40,7 +40,7 @@ from featurekit_spark.cli.shared import (
     settings_of,
 )
 from featurekit_spark.cli.streams import stderr_apart
-from featurekit_spark.errors import FeaturekitError
+from featurekit_spark.errors import BudgetReachedError, FeaturekitError
 
 if TYPE_CHECKING:
     from featurekit_spark.session import RunResult
@@ -100,14 +100,25 @@ def run_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what the run would do and cost, as `plan` does.")
     ] = False,
+    max_calls: Annotated[
+        int | None, typer.Option(min=0, help="At most so many paid calls; short for --set run.max_calls=...")
+    ] = None,
+    max_usd: Annotated[
+        float | None, typer.Option(min=0, help="At most so much for them; short for --set run.max_usd=...")
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
-    5 partial, 6 budget or quota spent, 75 temporary failure.
+    5 partial, 6 quota spent, 75 stopped by its own budget, or a temporary failure: run again.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
+    overrides = list(overrides or [])
+    if max_calls is not None:
+        overrides.append(f"run.max_calls={max_calls}")
+    if max_usd is not None:
+        overrides.append(f"run.max_usd={max_usd:f}")  # YAML takes 1e-05 for text
     if dry_run:
         day = run_date.date() if run_date else None
         show_plan(merchant, market, conf_file, overrides, engine, day, output=output)
@@ -140,6 +151,9 @@ def _reported(request: _Request, output: Output) -> RunReport:
     )
     try:
         _run(request, report)
+    except BudgetReachedError as stop:
+        report.failed(str(stop), exit_code(stop), status="stopped")
+        print(f"stopped: {stop}", file=sys.stderr)
     except FeaturekitError as error:
         report.failed(str(error), exit_code(error))
         print(f"error: {error}", file=sys.stderr)
@@ -154,7 +168,7 @@ def _reported(request: _Request, output: Output) -> RunReport:
     keep_record(report)
     if output is Output.JSON:
         print(report.json(), flush=True)
-    elif report.status != "failed":
+    elif report.status not in ("failed", "stopped"):
         print(report.text(), flush=True)
     return report
 
@@ -198,6 +212,7 @@ def _run(request: _Request, report: RunReport) -> None:
     report.settings = settings
     # Not before the settings are known to be good: pyarrow and the adapters take a second to import.
     from featurekit_spark.bootstrap import Bootstrap
+    from featurekit_spark.budget import Budget
     from featurekit_spark.pipelines.logic import Gate, run_logic
 
     # A run makes millions of small objects and no rings of them: looking for rings is a tenth of its time.
@@ -226,6 +241,7 @@ def _run(request: _Request, report: RunReport) -> None:
                     quality=boot.get_quality,
                     on_computed=lambda result: _computed(result, request, report),
                     republish=request.republish,
+                    budget=Budget(settings.run.max_calls, settings.run.max_usd),
                 )
         finally:
             report.came_to(session.execution if session is not None else None)

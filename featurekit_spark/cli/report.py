@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from featurekit_spark.cli.exit_codes import ExitCode
 
@@ -53,7 +53,7 @@ class RunReport:
 
     @property
     def status(self) -> str:
-        """ok, partial (some keys have no answer of this run) or failed."""
+        """ok, partial (some keys have no answer of this run), stopped (its budget is reached) or failed."""
         return str(self.facts["status"])
 
     def computed(self, result: RunResult) -> None:
@@ -84,9 +84,9 @@ class RunReport:
         self.code = ExitCode.OK if outcome.result.status == "ok" else ExitCode.PARTIAL
         self._stop()
 
-    def failed(self, message: str, code: int) -> None:
-        """The run ended before its end."""
-        self.facts |= {"status": "failed", "error": message, "exit_code": int(code)}
+    def failed(self, message: str, code: int, *, status: Literal["failed", "stopped"] = "failed") -> None:
+        """The run ended before its end; stopped by its own limit, or failed."""
+        self.facts |= {"status": status, "error": message, "exit_code": int(code)}
         self.code = code
         self._stop()
 

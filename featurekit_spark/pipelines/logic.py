@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
+from featurekit_spark.budget import Budget
 from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.errors import DefinitionError
@@ -74,6 +75,7 @@ def run_logic(
     quality: Callable[[], Mapping[str, int]] = dict,
     on_computed: Callable[[RunResult], None] = lambda result: None,
     republish: bool = False,
+    budget: Budget | None = None,
 ) -> LogicOutcome:
     """Recommendations of every product, by every logic builder, in every sink.
 
@@ -87,7 +89,9 @@ def run_logic(
     for sink in sinks:
         sink.check()
     targets = [builder.over(keyset) for builder in logic_builders]
-    result = session.run(*targets, run_id=run_id, configs=configs, merchant=merchant, market=market)
+    result = session.run(
+        *targets, run_id=run_id, configs=configs, budget=budget, merchant=merchant, market=market
+    )
     try:
         on_computed(result)
         published, counts = _publish(

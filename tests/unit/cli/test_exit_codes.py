@@ -9,6 +9,7 @@ from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 
 CODES = {
     "BudgetError": 6,
+    "BudgetReachedError": 75,
     "BuildError": 1,
     "CacheError": 3,
     "ConfigError": 3,
