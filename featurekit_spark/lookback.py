@@ -52,7 +52,7 @@ class Dry(Evaluator):
             batch_rows=job.batch_rows,
             controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
         )
-        self._job = job
+        self.job = job
         self._loaded: set[tuple[str, Key]] = set()
 
     def cells(self, bound: Bound, key: Key) -> list[Result]:
@@ -81,7 +81,7 @@ class Dry(Evaluator):
             if (source.name, group) in self._loaded or source.name in self.results:
                 continue
             self._loaded.add((source.name, group))
-            scan = scan_of(source, self._job, keyset.key, group)
+            scan = scan_of(source, self.job, keyset.key, group)
             if scan is None:
                 continue
             table = scan.to_arrow()
@@ -133,7 +133,7 @@ class Dry(Evaluator):
     def _resolve_dynamic(self, bound: Bound, key: Key) -> Result:
         text = key_json(key)
         hit = self.store.current(bound.name, bound.config_hash, [text]).get(text)
-        reads = HandController(self.context, self._job.cache, self).still_reads
+        reads = HandController(self.context, self.job.cache, self).still_reads
         if hit is None or hit.reads is None or not self._lives(bound, hit) or not reads(hit.reads):
             return Unbuilt(f"{bound.name}{text}")
         result = self._hit(bound, hit, [])
@@ -203,7 +203,7 @@ class Past(Dry):
 
     def store_candidates(self, bound: Bound, texts: list[str]) -> list[Entry]:
         """All ok entries of some keys under the config of then."""
-        return [found.entry for found in self._job.cache.candidates(bound.name, bound.config_hash, texts)]
+        return [found.entry for found in self.job.cache.candidates(bound.name, bound.config_hash, texts)]
 
 
 class _PastBindings(Bindings):

@@ -24,9 +24,10 @@ __all__ = [
     "when",
 ]
 
-State = Literal["hit", "stale", "miss", "error", "unknown", "empty", "inline"]
-"""`stale`: its ttl has passed. `error`: it, or something it reads, fails. `unknown`: an input would have to be built
-first, so that its identity cannot be known. `empty`: an input is null, and so is it. `inline`: never looked up."""
+State = Literal["hit", "computed", "stale", "miss", "error", "unknown", "empty", "inline"]
+"""`computed`: by the run that is asked about. `stale`: its ttl has passed. `error`: it, or something it reads, fails.
+`unknown`: an input would have to be built first, so that its identity cannot be known. `empty`: an input is null, and
+so is it. `inline`: never looked up."""
 
 _CUT = 72
 _SHOWN_CAUSES = 3
@@ -122,7 +123,7 @@ class Why:
         """One clause: what is behind it."""
         if self.proof is not None and self.proof.proven:
             return f"proven unchanged since {when(self.proof.ts)}"
-        if self.step.state == "error":
+        if self.step.state == "error" or (self.proof is None and self.step.state == "hit"):
             return self.step.cause
         if self.proof is None and self.step.before is None and self.step.state != "empty":
             return "never computed"
@@ -212,7 +213,7 @@ def _named(step: Step) -> str:
 
 
 def _step_lines(step: Step) -> list[str]:
-    head = f"{step.state:<7} {_named(step)}"
+    head = f"{step.state:<8} {_named(step)}"
     if step.again:
         return [f"{head} (told above)"]
     lines = [f"{head}: {step.cause}"]

@@ -34,9 +34,9 @@ class Steps:
     `known_before`: entries that traces name, by builder and key. `settled`: group-level features that a trace proves.
     """
 
-    def __init__(self, job: Job, graph: Graph, records: Sequence[RunRecord]) -> None:
-        self.job, self.graph, self.records = job, graph, records
-        self.dry = Dry(job)
+    def __init__(self, dry: Dry, graph: Graph, records: Sequence[RunRecord]) -> None:
+        self.dry, self.graph, self.records = dry, graph, records
+        self.job: Job = dry.job
         self.known_before: dict[tuple[str, str], Entry] = {}
         self.settled: set[tuple[str, Key]] = set()
         self._pasts: dict[Moment, Past] = {}
@@ -70,25 +70,24 @@ class Steps:
         new = bound.config_hash
         if old == new:
             return Part("config", "config", old, new, False, "its config is the same")
-        told = next(
-            (
-                b
-                for b in (builders_of(r).get(bound.name, {}) for r in self.records)
-                if b.get("config_hash") == old
-            ),
-            None,
-        )
-        if told is None:
+        then, now = self._identity_told(bound.name, old), self._identity_told(bound.name, new)
+        now = now or {"version": bound.version, "config": repr(bound.config), "type": bound.type.text}
+        if not then:
             said = "its code or config changed, which of them cannot be told"
             return Part("config", "config", old, new, True, said)
         changes = []
-        if told["version"] != bound.version:
-            changes.append(f"its code changed (version {short(told['version'])} -> {short(bound.version)})")
-        if told["config"] != repr(bound.config):
-            changes.append(f"its config changed ({told['config']} -> {bound.config!r})")
-        if told["type"] != bound.type.text:
-            changes.append(f"its value type changed ({told['type']} -> {bound.type.text})")
+        if then["version"] != now["version"]:
+            changes.append(f"its code changed (version {short(then['version'])} -> {short(now['version'])})")
+        if then["config"] != now["config"]:
+            changes.append(f"its config changed ({then['config']} -> {now['config']})")
+        if then["type"] != now["type"]:
+            changes.append(f"its value type changed ({then['type']} -> {now['type']})")
         return Part("config", "config", old, new, True, " and ".join(changes) or "its config changed")
+
+    def _identity_told(self, name: str, config_hash: str) -> Mapping[str, Any]:
+        """What a run's record says of a builder under a config hash."""
+        told = (builders_of(record).get(name, {}) for record in self.records)
+        return next((builder for builder in told if builder.get("config_hash") == config_hash), {})
 
     def _before(self, bound: Bound, text: str) -> Entry | None:
         """The entry that answered last: a trace's, the current one, or one under an earlier config."""

@@ -56,7 +56,7 @@ def why(
         bindings.group_fields |= set(keyset.key)
         group = keys_of(builder.key, parsed, keyset.key)
     job = Job(bindings, context, cache, run_clock(context), "explained", 2_048)
-    steps = Steps(job, graph, cache.runs(key_json(group)) if group is not None else [])
+    steps = Steps(Dry(job), graph, cache.runs(key_json(group)) if group is not None else [])
     proof = note = None
     if keyset is not None and group is not None:
         proof, note = _Trace(steps, builder, keyset, parsed, group).proof()

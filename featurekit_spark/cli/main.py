@@ -22,6 +22,7 @@ import typer
 from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
 from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
+from featurekit_spark.cli.explain_command import explain_command
 from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.plan_command import plan_command, show_plan
 from featurekit_spark.cli.outputs_commands import outputs_app
@@ -58,6 +59,7 @@ app = typer.Typer(
 app.add_typer(outputs_app)
 app.add_typer(runs_app)
 app.command("plan")(plan_command)
+app.command("explain")(explain_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
 _job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -15,6 +15,7 @@ from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.errors import UsageError
+from featurekit_spark.hindsight import why_in_run
 from featurekit_spark.reasons import Step, Why
 from featurekit_spark.session import Session
 from featurekit_spark.testing.fakes import MovingClock
@@ -337,3 +338,54 @@ def test_light_builders_are_evaluated(abt: Place) -> None:
     )
     abt.put("p1", Product("sofa"))  # another product's title: its prompt is paid for
     assert steps(abt.why(reply))['Answer["hello: sofa"]'].state == "hit"
+
+
+def in_run(place: Place, run_id: str, key: Any = P1, target: type[FeatureBuilder[Any]] = shop.Logic) -> Why:
+    context = place.session.context
+    return why_in_run(target, key, run_id, context=context, cache=place.cache, keyset=ProductIds)
+
+
+def test_what_a_run_did(place: Place) -> None:
+    place.run(shop.Logic, run_id="r1")
+    place.put("p1", Product("red lamps"))
+    place.run(shop.Logic, run_id="r2")
+    place.put("p1", Product("green lamps"))  # what happens later does not matter
+    place.run(shop.Logic, run_id="r3")
+    first, second = in_run(place, "r1"), in_run(place, "r2")
+    assert (first.state, first.cause) == ("computed", "never computed")
+    assert {step.state for step in steps(first).values()} == {"computed"}
+    prompt = steps(second)['Prompt["abt","US","p1"]']
+    assert (prompt.state, prompt.before.run_id if prompt.before else None) == ("computed", "r1")
+    assert prompt.cause.startswith("Title changed: value hash ")
+    assert steps(second)['Title["abt","US","p1"]'].cause.startswith("what it reads changed: value hash ")
+    assert steps(second)['Answer["hello: red lamps"]'].state == "computed"
+    # The value came out equal: nothing was recomputed above.
+    assert steps(second)['Search["abt","US","red"]'].cause.endswith("; its value came out equal")
+    assert steps(second)['Embed["red"]'].cause == "computed at 2026-01-31T12:00:00Z by run r1"
+    other = steps(in_run(place, "r2", P2))
+    assert other['Suggestions["abt","US","p2"]'].state == "hit"
+    assert other['Matrix["abt","US"]'].cause.startswith("the group changed: 1 member changed (p1)")
+
+
+def test_a_config_that_a_run_had(place: Place) -> None:
+    place.run(shop.Label, run_id="r1")
+    place.run(shop.Label, run_id="r2", configs={shop.Prompt: {"template": "{title}?"}})
+    prompt = steps(in_run(place, "r2", target=shop.Label))['Prompt["abt","US","p1"]']
+    assert prompt.state == "computed"
+    assert prompt.cause.startswith("its config changed (Prompt.Config(template='{greeting}: {title}') -> ")
+    first = steps(in_run(place, "r1", target=shop.Label))['Prompt["abt","US","p1"]']
+    assert (first.state, first.cause) == ("computed", "never computed before")
+
+
+def test_a_key_that_failed_in_a_run(abt: Place) -> None:
+    abt.world.failing.add("hello: red lamp")
+    abt.run(shop.Logic, run_id="r1")
+    answer = steps(in_run(abt, "r1"))['Answer["hello: red lamp"]']
+    assert answer.state == "error"
+    assert "no answer" in answer.cause
+
+
+def test_a_run_that_is_not_known(abt: Place) -> None:
+    abt.run(shop.Logic, run_id="r1")
+    with pytest.raises(UsageError, match=r"no record of a run 'r2' .* Known: r1\."):
+        in_run(abt, "r2")
