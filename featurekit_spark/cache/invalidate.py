@@ -126,6 +126,9 @@ def _still_current(entries: pa.Table, traces: pa.Table, doomed: Doomed) -> list[
     now = _by_place(current_marks(entries, traces))
     kept = entries.filter(pa.array(~doomed.entries)), traces.filter(pa.array(~doomed.traces))
     then = _by_place(current_marks(*kept))
+    # A target's reads are sources that values led to; a pointer's are what a hand-written get read.
+    hand = traces.filter(pc.and_(pc.equal(traces["kind"], "pointer"), pc.is_valid(traces["reads"])))
+    by_hand = set(hand["builder"].to_pylist())
     alive = {None, *kept[0]["entry_id"].to_pylist()}
     rows = []
     for row in targets.to_pylist():
@@ -140,7 +143,7 @@ def _still_current(entries: pa.Table, traces: pa.Table, doomed: Doomed) -> list[
                     row["config_hash"],
                     row["ts"],
                     row["run_id"],
-                    reads=row["reads"],
+                    reads=row["reads"] if row["builder"] in by_hand else None,
                     entry_id=entry,
                 )
             )

@@ -1,0 +1,97 @@
+"""Where the cache is that a command cares for, and which class a builder's name means. Imports nothing slow."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurekit_spark.cli.shared import settings_of
+from featurekit_spark.errors import ConfigError, FeaturekitError, UsageError
+
+if TYPE_CHECKING:
+    from featurekit_spark.builder import FeatureBuilder
+    from featurekit_spark.cache.delta import DeltaCache
+    from featurekit_spark.settings import Settings
+
+__all__ = ["AnyMarket", "AnyMerchant", "CachePath", "Place", "builder_named", "place_of", "shown_size"]
+
+CachePath = Annotated[
+    str | None, typer.Option("--path", metavar="CACHE", help="The cache itself, in place of settings.")
+]
+AnyMerchant = Annotated[str | None, typer.Option(help="Merchant whose settings say where the cache is.")]
+AnyMarket = Annotated[str | None, typer.Option(help="Its market, such as US.")]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cache, the warehouse whose runs read it (None: the folder it is in), and the settings that named it."""
+
+    cache: DeltaCache
+    warehouse: str | None
+    settings: Settings | None
+    merchant: str | None
+    market: str | None
+
+
+def place_of(
+    path: str | None,
+    merchant: str | None,
+    market: str | None,
+    conf_file: Path | None,
+    overrides: list[str] | None,
+) -> Place:
+    """The cache at `path`, else the one of the settings; without a merchant those that all merchants share.
+
+    Raises ConfigError where there is none.
+    """
+    from featurekit_spark.cache.delta import DeltaCache
+
+    if path is not None:
+        if conf_file is not None or overrides or merchant or market:
+            raise UsageError(
+                "--path names the cache itself; leave it out, or --conf-file, --set and --merchant."
+            )
+        place = Place(DeltaCache(path), None, None, None, None)
+        hint = "check --path"
+    else:
+        if (merchant is None) != (market is None):
+            raise UsageError("--merchant and --market go together: give both, or neither.")
+        settings = settings_of(merchant or "_", market or "_", conf_file, overrides)
+        if settings.cache.kind == "memory":
+            raise UsageError("cache.kind is memory, which keeps nothing after a run: there is nothing there.")
+        place = Place(DeltaCache(settings.cache_path), settings.warehouse, settings, merchant, market)
+        hint = f"cache.path is from {settings.origin('cache.path')}; give --path, --conf-file or --set"
+    if not place.cache.exists():
+        raise ConfigError(f"{place.cache.path!r} holds no cache: {hint}.")
+    return place
+
+
+def builder_named(name: str, place: Place) -> tuple[str, type[FeatureBuilder[Any]] | None]:
+    """(name, class) for `package.module:Class` or a name that the logic builders' graph has; no class for another."""
+    from featurekit_spark.builder import load_builder
+    from featurekit_spark.graph import Graph
+    from featurekit_spark.settings import Settings
+
+    if ":" in name:
+        found = load_builder(name)
+        return found.name, found
+    settings = place.settings or Settings()
+    with suppress(FeaturekitError):  # the types in run records will do
+        paths = [*settings.logic_builders, settings.logic_keys]
+        for builder in Graph([load_builder(path) for path in paths]):
+            if builder.name == name:
+                return name, builder
+    return name, None
+
+
+def shown_size(size: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
