@@ -6,42 +6,53 @@ docs/design/cache.md.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from featurekit_spark.builder import KeySet, import_path
+from featurekit_spark.builder import KeySet, import_path, keys_of
 from featurekit_spark.cache.base import TRACE_SCHEMA
 from featurekit_spark.controller import HandController
 from featurekit_spark.evaluate import Bindings, Evaluator
-from featurekit_spark.fingerprint import digest, group_hash, inputs_hash, key_json
+from featurekit_spark.fingerprint import bucket_of, digest, group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, TargetTrace
-from featurekit_spark.results import Result, from_entry
+from featurekit_spark.results import Result, from_entry, listed
 
-__all__ = ["Check", "Proofs", "group_trace", "plan_hash"]
+__all__ = ["Check", "Proof", "Proofs", "group_trace", "plan_hash"]
 
 Key = tuple[Any, ...]
 
 
+class Proof(NamedTuple):
+    """What a stored trace says of a key that it proves unchanged."""
+
+    entry_id: str | None
+    value_hash: str | None
+    ts: datetime | None
+    valid_until: datetime | None
+
+
 @dataclass
 class Check:
-    """Traces of one target: what its keys read now, and which of them are proven."""
+    """Traces of one target: what its keys read now, what is stored (TRACE_SCHEMA), and which of them are proven."""
 
     trace: TargetTrace
     plan_hash: str
     keyed: dict[Key, str] = field(default_factory=dict)
     group: str = ""
-    stored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: pa.Table = field(default_factory=TRACE_SCHEMA.empty_table)
     stored_group: dict[str, Any] | None = None
     same_group: bool = False
     gathered: list[tuple[Any, Key, Result]] = field(default_factory=list)
-    proven: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    proven: dict[Key, Proof] = field(default_factory=dict)
 
 
 class Proofs:
@@ -57,6 +68,9 @@ class Proofs:
         self.todo: dict[str, list[Key]] = {}
         self.checks: dict[str, Check] = {}
         self.regather = True
+        self._key_texts: dict[str, list[str]] = {}
+        self._buckets: dict[str, list[str]] = {}
+        self._source_hashes: dict[tuple[str, str], list[str]] = {}
 
     def _check(self, traces: Iterable[TargetTrace]) -> None:
         for trace in traces:
@@ -64,18 +78,17 @@ class Proofs:
             check = Check(trace, plan_hash(trace, self.graph, self.job.bindings))
             check.group = group_trace(trace, self._tree, self._group_source)
             columns = [self._hashes(source, trace.keyset, members) for source in trace.keyed]
-            for i, key in enumerate(members):
-                check.keyed[key] = inputs_hash([column[i] for column in columns])
-            stored = self.job.cache.traces(trace.target.name, self._group_text()).to_pylist()
-            check.stored_group = next((row for row in stored if row["kind"] == "group"), None)
-            check.stored = {row["key"]: row for row in stored if row["kind"] == "target"}
+            hashes = (
+                map(inputs_hash, zip(*columns, strict=True)) if columns else itertools.repeat(inputs_hash(()))
+            )
+            check.keyed = dict(zip(members, hashes, strict=False))
+            stored = self.job.cache.traces(trace.target.name, self._group_text())
+            is_group = pc.equal(stored["kind"], "group")
+            check.stored_group = next(iter(stored.filter(is_group).to_pylist()), None)
+            check.stored = stored.filter(pc.invert(is_group))
             check.same_group = self._same_group(check)
             if trace.provable and check.same_group:
-                alive = set(self.job.cache.ids(trace.target.name).to_pylist())
-                for key in members:
-                    last = check.stored.get(key_json(key))
-                    if last is not None and self._holds(last, check, key, alive):
-                        check.proven[key] = last
+                check.proven = self._prove(check, members)
             self.checks[trace.target.name] = check
             todo = self.todo.setdefault(trace.keyset.name, [])
             have = set(todo)
@@ -106,15 +119,24 @@ class Proofs:
             check.gathered.append((self.graph[name], tuple(json.loads(text)), result))
         return True
 
-    def _holds(self, row: dict[str, Any], check: Check, key: Key, alive: set[str]) -> bool:
-        return (
-            row["status"] == "ok"
-            and row["plan_hash"] == check.plan_hash
-            and row["keyed_trace"] == check.keyed[key]
-            and (row["valid_until"] is None or self.job.now < row["valid_until"])
-            and (row["entry_id"] is None or row["entry_id"] in alive)
-            and self._reads_hold(row["reads"])
+    def _prove(self, check: Check, members: Sequence[Key]) -> dict[Key, Proof]:
+        """Members whose stored trace holds: as columns as far as that goes, then key by key."""
+        rows, now = check.stored, pa.scalar(self.job.now, TRACE_SCHEMA.field("valid_until").type)
+        holds = pc.and_(pc.equal(rows["status"], "ok"), pc.equal(rows["plan_hash"], check.plan_hash))
+        rows = rows.filter(pc.and_(holds, pc.fill_null(pc.greater(rows["valid_until"], now), True)))
+        alive = self.job.cache.ids(check.trace.target.name)
+        rows = rows.filter(pc.or_(pc.is_null(rows["entry_id"]), pc.is_in(rows["entry_id"], alive)))
+        place = {key: at for at, key in enumerate(rows["key"].to_pylist())}
+        keyed = rows["keyed_trace"].to_pylist()
+        reads, *proofs = (
+            list(itertools.islice(listed(rows[name]), len(rows))) for name in ("reads", *Proof._fields)
         )
+        found = {}
+        for key, text in zip(members, self._texts(check.trace.keyset), strict=True):
+            at = place.get(text)
+            if at is not None and keyed[at] == check.keyed[key] and self._reads_hold(reads[at]):
+                found[key] = Proof(*(column[at] for column in proofs))
+        return found
 
     def _reads_hold(self, reads: str | None) -> bool:
         return reads is None or HandController(self.job.context, self.job.cache, self.evaluator).still_reads(
@@ -122,17 +144,28 @@ class Proofs:
         )
 
     def _tree(self, keyset: type[KeySet], source: Any) -> str:
-        members = self.members[keyset.name]
+        members, texts = self.members[keyset.name], self._texts(keyset)
         hashes = [""] * len(members) if source is None else self._hashes(source, keyset, members)
-        return group_hash(zip(map(key_json, members), hashes, strict=True))
+        if keyset.name not in self._buckets:
+            self._buckets[keyset.name] = [bucket_of(text) for text in texts]
+        return group_hash(zip(texts, hashes, strict=True), self._buckets[keyset.name])
+
+    def _texts(self, keyset: type[KeySet]) -> list[str]:
+        """The members' keys as JSON, made once."""
+        if keyset.name not in self._key_texts:
+            self._key_texts[keyset.name] = [key_json(key) for key in self.members[keyset.name]]
+        return self._key_texts[keyset.name]
 
     def _group_source(self, source: Any) -> str:
         return self.evaluator.resolve(source, [self._group_key(source.key)])[0].value_hash or "error"
 
     def _hashes(self, source: Any, keyset: type[KeySet], members: Sequence[Key]) -> list[str]:
-        at = [keyset.member_key().index(name) for name in source.key]
-        keys = [tuple(key[i] for i in at) for key in members]
-        return [r.value_hash or "error" for r in self.evaluator.resolve(source, keys)]
+        known = (source.name, keyset.name)
+        if known not in self._source_hashes:
+            fields = keyset.member_key()
+            keys = [keys_of(fields, key, source.key) for key in members]
+            self._source_hashes[known] = self.evaluator.value_hashes(source, keys)
+        return self._source_hashes[known]
 
     def _write_traces(self) -> None:
         """For every walked key what it read, where that differs from what is stored; then the group's row."""
@@ -152,9 +185,9 @@ class Proofs:
                 "ts": now,
                 "run_id": run_id,
             }
-            for key in self.members[check.trace.keyset.name]:
-                if key in check.proven:
-                    continue
+            walked = [key for key in self.members[check.trace.keyset.name] if key not in check.proven]
+            stored = {row["key"]: row for row in check.stored.to_pylist()} if walked else {}
+            for key in walked:
                 result, text = known[key], key_json(key)
                 row = {
                     "kind": "target",
@@ -167,7 +200,7 @@ class Proofs:
                     "value_hash": result.value_hash,
                     **stamp,
                 }
-                if _differs(row, check.stored.get(text)):
+                if _differs(row, stored.get(text)):
                     rows.append(row)
             if not check.same_group:
                 row = {
@@ -213,7 +246,7 @@ class Proofs:
         for name, check in self.checks.items():
             results = self.evaluator.results.get(name, {})
             found.append(self._gathered(check)["valid_until"])
-            found += [row["valid_until"] for row in check.proven.values()]
+            found += [row.valid_until for row in check.proven.values()]
             if check.same_group and check.stored_group is not None:
                 found.append(check.stored_group["valid_until"])
             members = self.members[check.trace.keyset.name]

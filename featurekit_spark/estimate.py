@@ -25,7 +25,7 @@ from featurekit_spark.execute import Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
-from featurekit_spark.plan import KeyedStage, Plan, ReadSource, Space
+from featurekit_spark.plan import KeyedStage, Plan, Space
 from featurekit_spark.results import Origin, Result
 
 __all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps", "known_prices"]
@@ -118,13 +118,9 @@ def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mappi
 
 
 def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A line for each builder that has far more or fewer keys than the last run recorded.
-
-    Only for those of which every run sees all keys: targets, and sources that are read for all members.
-    """
-    names = [target.builder.name for target in plan.targets]
-    names += [stage.source.name for stage in plan.stages if isinstance(stage, ReadSource)]
-    for name in dict.fromkeys(names):
+    """A line for each target that has far more or fewer keys than the last run recorded. Of no other builder every run
+    looks at all keys."""
+    for name in dict.fromkeys(target.builder.name for target in plan.targets):
         recorded = before.get(name, {})
         then = sum(int(recorded.get(part) or 0) for part in ("hit", "computed", "empty", "error"))
         now = keys.get(name, 0)

@@ -146,6 +146,7 @@ class Evaluator:
         self._spent: FeaturekitError | None = None
         self.done: dict[str, Counts] = {}
         self.incomplete: set[str] = set()
+        self._offers: dict[str, Mapping[Key, Any]] = {}
         self._controller = controller
 
     def resolve(self, builder: Builder, keys: Iterable[Key]) -> list[Result]:
@@ -174,6 +175,30 @@ class Evaluator:
         results = self._source_results(bound, keys, values, 0.0)
         self.give(builder, {k: self._with_own_read(bound, k, r) for k, r in zip(keys, results, strict=True)})
         self.made.setdefault(builder.name, []).extend(keys)
+
+    def offer(self, builder: Builder, values: Mapping[Key, Any]) -> None:
+        """A source's values as a scan read them, for keys that are going to be asked for."""
+        self._offers[builder.name] = values
+
+    def take_offered(self, builder: Builder, keys: Iterable[Key]) -> None:
+        """Take in what was offered for these keys, at once."""
+        values, known = self._offers[builder.name], self.results.get(builder.name, {})
+        new = [key for key in keys if key in values and key not in known]
+        if new:
+            self.give_source(builder, new, [values[key] for key in new])
+
+    def value_hashes(self, builder: Builder, keys: Sequence[Key]) -> list[str]:
+        """Value hashes of `keys`, "error" for what fails. What was offered and is fine is hashed and not taken in."""
+        values, known = self._offers.get(builder.name, {}), self.results.get(builder.name, {})
+        bound = self.bindings[builder]
+        if not known and builder.freshness.ttl is None and all(key in values for key in keys):
+            there = [value for key in keys if (value := values[key]) is not None]
+            checked = bound.type.checked_many(there)
+            if checked is not None:
+                payloads = [bound.type.encode(value) for value in checked]
+                hashes = iter(bound.type.hash_many(checked, payloads))
+                return [NULL_HASH if values[key] is None else next(hashes) for key in keys]
+        return [result.value_hash or "error" for result in self.resolve(builder, keys)]
 
     def take_made(self) -> dict[str, list[tuple[str, Result]]]:
         """Results made since the last call, by builder and key as JSON: what a commit looks at."""
@@ -312,6 +337,11 @@ class Evaluator:
             for text, hit in self.store.current(bound.name, bound.config_hash, list(texts)).items():
                 if self._lives(bound, hit):
                     results[texts[text]] = self._hit(bound, hit, [])
+        offered = self._offers.get(bound.name, {})
+        scanned = [key for key in keys if key in offered and key not in results]
+        if scanned:
+            values = [offered[key] for key in scanned]
+            results.update(zip(scanned, self._source_results(bound, scanned, values, 0.0), strict=True))
         todo = [key for key in keys if key not in results]
         for rows in self._affordable(bound, list(range(len(todo)))):
             part = [todo[row] for row in rows]

@@ -79,6 +79,7 @@ class Execution(Proofs):
         )
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine
+        self.scanned: list[tuple[Any, str]] = []
         self.seconds: dict[str, float] = {}
         self._fingerprints: dict[tuple[str, ...], str] = {}
 
@@ -110,7 +111,7 @@ class Execution(Proofs):
         """All results of a target, by key in member order; values of proven keys are read from the cache now."""
         check = self.checks[target]
         bound = self.job.bindings[check.trace.target]
-        ids = [row["entry_id"] for row in check.proven.values() if row["entry_id"] is not None]
+        ids = [row.entry_id for row in check.proven.values() if row.entry_id is not None]
         entries = self.job.cache.by_id(target, ids) if ids else {}
         known = self.evaluator.results.get(target, {})
         results = {}
@@ -119,15 +120,15 @@ class Execution(Proofs):
             if row is None:
                 results[key] = known[key]
             else:
-                entry = entries.get(row["entry_id"])
+                entry = None if row.entry_id is None else entries.get(row.entry_id)
                 results[key] = Result(
                     Origin.HIT,
-                    row["value_hash"],
+                    row.value_hash,
                     payload=entry.value if entry else None,
                     kind=bound.type,
-                    ts=entry.ts if entry else row["ts"],
-                    entry_id=row["entry_id"],
-                    until=row["valid_until"],
+                    ts=entry.ts if entry else row.ts,
+                    entry_id=row.entry_id,
+                    until=row.valid_until,
                 )
         return results
 
@@ -148,7 +149,7 @@ class Execution(Proofs):
             pairs = []
             for key in self.members[check.trace.keyset.name]:
                 if key in check.proven:
-                    found = check.proven[key]["value_hash"]
+                    found = check.proven[key].value_hash
                 else:
                     found = kept.get(key, known[key]).value_hash
                 pairs.append((key_json(key), found or ""))
@@ -227,6 +228,8 @@ class Execution(Proofs):
                 self._read_source(source, space)
             case CheckTraces(traces):
                 self._check(traces)
+                for source, name in self.scanned:
+                    self.evaluator.take_offered(source, self._needed(name))
                 self.engine.prepare(max(map(len, self.todo.values()), default=0), self.plan, self.job)
             case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
                 pass
@@ -244,6 +247,11 @@ class Execution(Proofs):
             self.engine.run_stage(stage, keys, self.evaluator, self.job)
         if stage.paid:
             self.appends.wait()  # what was paid for is durable before anything else happens
+
+    def _needed(self, keyset: str) -> list[Key]:
+        """Members whose sources are going to be read: all of them for a gather, those of targets otherwise."""
+        every = self._wanted() and (self.regather or keyset not in self.todo)
+        return self.members[keyset] if every else self.todo.get(keyset, [])
 
     def _read_keys(self, keyset: type[KeySet]) -> None:
         group = self._group_key(keyset.key)
@@ -268,7 +276,8 @@ class Execution(Proofs):
         table = self._scan(source)
         if table is not None:
             values = dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
-            self.evaluator.give_source(source, keys, [values.get(key[-1]) for key in keys])
+            self.evaluator.offer(source, {key: values.get(key[-1]) for key in keys})
+            self.scanned.append((source, space.label.removeprefix("of ")))
         elif keys:
             stage = KeyedStage(space, (source,), (), False, frozenset({"target"}))
             self.engine.run_stage(stage, keys, self.evaluator, self.job)

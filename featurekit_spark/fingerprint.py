@@ -22,6 +22,7 @@ from featurekit_spark.errors import DefinitionError
 __all__ = [
     "GROUP_BUCKETS",
     "bucket_digests",
+    "bucket_of",
     "canonical_json",
     "config_hash",
     "digest",
@@ -59,19 +60,28 @@ def inputs_hash(keyed: Sequence[str], group: Sequence[str] = ()) -> str:
     return sha256(f"inputs\n{','.join(keyed)}\n{','.join(group)}".encode()).hexdigest()[:32]
 
 
-def group_hash(pairs: Iterable[tuple[str, str]]) -> str:
+def bucket_of(key: str) -> str:
+    """The bucket of a member in the tree of `group_hash`."""
+    return sha256(key.encode()).hexdigest()[:2]
+
+
+def group_hash(pairs: Iterable[tuple[str, str]], buckets: Iterable[str] | None = None) -> str:
     """Hash over (member key, value hash) pairs in any order.
 
     A two-level tree: each member falls into one of 256 buckets by its key, a bucket's digest is over
     its sorted pairs, the result over the buckets' digests. Spark computes the buckets in parallel
-    and only their digests meet on the driver.
+    and only their digests meet on the driver. `buckets`: those of the keys, where they are known.
     """
-    buckets: dict[str, list[str]] = {}
-    for key, value in pairs:
-        buckets.setdefault(sha256(key.encode()).hexdigest()[:2], []).append(f"{key}={value}")
+    found: dict[str, list[str]] = {}
+    if buckets is None:
+        for key, value in pairs:
+            found.setdefault(bucket_of(key), []).append(f"{key}={value}")
+    else:
+        for (key, value), bucket in zip(pairs, buckets, strict=True):
+            found.setdefault(bucket, []).append(f"{key}={value}")
     return bucket_digests(
         (name, sha256(",".join(sorted(members)).encode()).hexdigest()[:32])
-        for name, members in buckets.items()
+        for name, members in found.items()
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "count_rows",
     "entry_rows",
     "from_entry",
+    "listed",
     "new_entries",
     "new_pointers",
     "plain_entries",
@@ -228,7 +229,7 @@ def _table(columns: Mapping[str, list[Any]], size: int) -> pa.Table:
 
 def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Result]:
     """ROW_SCHEMA rows of one builder as Results."""
-    columns = [_listed(rows[name]) for name in _RESULT_COLUMNS]
+    columns = [listed(rows[name]) for name in _RESULT_COLUMNS]
     results = {}
     for key, origin, value_hash, payload, ts, entry, inputs, error, until, reads, current in zip(
         *columns, strict=True
@@ -249,7 +250,7 @@ def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Res
     return results
 
 
-def _listed(column: pa.ChunkedArray) -> Iterable[Any]:
+def listed(column: pa.ChunkedArray) -> Iterable[Any]:
     """A column's values; what repeats (no value at all, the run's one clock) is made once."""
     if column.null_count == len(column):
         return itertools.repeat(None, len(column))
