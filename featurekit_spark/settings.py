@@ -42,6 +42,9 @@ __all__ = [
 DEFAULT_ORIGIN = "default"
 
 _PASSWORD_IN_URL = re.compile(r"(://[^/@\s:]*):[^/\s]*@")
+_SECRET_IN_QUERY = re.compile(
+    r"([?&][^=&\s]*(?:password|secret|token|key|sig|signature|credential)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
+)
 
 # Numbers are strict: without it pydantic reads "8" and true as integers.
 Text = Annotated[str, Field(min_length=1)]
@@ -54,8 +57,8 @@ ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za
 
 
 def mask_password(text: str) -> str:
-    """`text` with the password of any URL in it replaced by `***`."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", text)
+    """`text` with the password of any URL in it replaced by `***`, also where a query holds it."""
+    return _SECRET_IN_QUERY.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1:***@", text))
 
 
 def _template_fields(template: str, *, known: set[str]) -> set[str]:

@@ -49,7 +49,7 @@ def promote_command(
     Entries, and which of them are current, in one append; done again, it does nothing. Afterwards cache.base
     alone answers what both answered together. No run should write to cache.base meanwhile.
 
-    Example: featurekit cache promote --merchant demo --market US --conf-file dev.yaml --builder LLMCompletion --dry-run
+    Example: featurekit cache promote --merchant demo --market US --conf-file dev.yaml --dry-run
     """
     with guarded(output):
         settings = settings_of(merchant, market, conf_file, overrides)

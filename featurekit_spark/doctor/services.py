@@ -1,0 +1,137 @@
+"""Checks of what a run talks to: the catalog, Redis, the model's server. Nothing is paid, written or kept there.
+
+Secrets are used and never told: a URL is shown without its password, a key by the name of its variable.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Mapping
+from http.client import HTTPException
+from importlib.util import find_spec
+from typing import Any
+
+from featurekit_spark.doctor.base import Check, fail, ok, warn
+from featurekit_spark.errors import FeaturekitError, known_names
+from featurekit_spark.settings import LLMSettings, RedisSinkSettings, mask_password
+
+__all__ = ["catalog", "model", "redis_sink"]
+
+_LONGEST_WAIT_S = 5.0
+
+
+def catalog(attributes: Callable[[], Collection[str]], title: str, what: str) -> Check:
+    """Whether the catalog is there, with titles: `attributes` gives what it has and raises where it is not."""
+    try:
+        known = attributes()
+    except FeaturekitError as error:
+        return fail("catalog", mask_password(str(error)), "Correct product_db.path, or the files there.")
+    if title not in known:
+        return warn(
+            "catalog",
+            f"{what} has no attribute {title!r}. {known_names(title, known)}",
+            "Set product_db.title_attribute, unless no logic builder reads titles.",
+        )
+    return ok("catalog", what)
+
+
+def redis_sink(sink: RedisSinkSettings) -> Check:
+    """A PING."""
+    where = mask_password(sink.url)
+    if find_spec("redis") is None:
+        return fail(
+            "redis", f"{where}: the redis package is missing", "pip install 'featurekit-spark[redis]'"
+        )
+    from redis import Redis, RedisError
+
+    wait = min(sink.timeout_s, _LONGEST_WAIT_S)
+    try:
+        with Redis.from_url(sink.url, socket_timeout=wait, socket_connect_timeout=wait) as client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        return fail(
+            "redis",
+            f"{where}: {mask_password(str(error))}",
+            "Start the server, or correct the sink's url (address, password, TLS).",
+        )
+    return ok("redis", f"{where} answers")
+
+
+def model(llm: LLMSettings, environ: Mapping[str, str]) -> Check:
+    """GET /models with the key: costs nothing, and tells whether server, key and model fit."""
+    if llm.provider == "offline":
+        return ok("model", "offline: a stand-in that calls nothing")
+    where, variable = mask_password(llm.base_url), llm.api_key_env
+    if find_spec("openai") is None:
+        return fail("model", "the openai package is missing", "pip install 'featurekit-spark[llm]'")
+    key = environ.get(variable)
+    if not key:
+        return fail(
+            "model",
+            f"{where}: the variable {variable} is not set",
+            f"Set {variable} to the API key (to any text if the server needs none).",
+        )
+    if not (key.isascii() and key.isprintable()):  # an error about the header would quote it
+        return fail(
+            "model",
+            f"{where}: what {variable} holds is no key: it has line breaks or letters beyond ASCII",
+            f"Set {variable} again, without a line break at its end.",
+        )
+    try:
+        found = _get(f"{llm.base_url.rstrip('/')}/models", key, min(llm.timeout_s, _LONGEST_WAIT_S))
+    except urllib.error.HTTPError as error:
+        error.close()
+        return _refused(llm, where, error.code)
+    except (OSError, ValueError, HTTPException) as error:
+        reason = mask_password(str(getattr(error, "reason", error)))
+        return fail(
+            "model", f"{where} does not answer: {reason}", "Check llm.base_url, the network and a proxy."
+        )
+    names = _names(found)
+    if names and llm.model not in names:
+        return warn(
+            "model",
+            f"{where} answers, and does not list {llm.model!r} among its {len(names)} models",
+            "Check llm.model; some servers answer for models that they do not list.",
+        )
+    return ok("model", f"{where} answers, the key in {variable} is accepted, model {llm.model!r}")
+
+
+def _refused(llm: LLMSettings, where: str, status: int) -> Check:
+    if status in {401, 403}:
+        return fail(
+            "model",
+            f"{where} refuses the key in {llm.api_key_env} (status {status})",
+            f"Put a key of this server into {llm.api_key_env}.",
+        )
+    return warn(
+        "model",
+        f"{where} answers a question for its models with status {status}",
+        "Check llm.base_url, which ends in /v1 at most servers; some do not list models and work all the same.",
+    )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer: following it would give the key to another server."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def _get(url: str, key: str, timeout_s: float) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("llm.base_url is no http address")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s) as answer:
+        data: bytes = answer.read(1 << 20)
+    return data
+
+
+def _names(answer: bytes) -> set[str]:
+    """The ids of the models that were listed; none where the answer is something else."""
+    try:
+        return {str(found["id"]) for found in json.loads(answer)["data"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
