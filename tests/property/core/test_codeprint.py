@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import itertools
+import linecache
 import random
 import sys
 from collections.abc import Callable
@@ -426,3 +427,17 @@ def test_counters_in_a_class_are_no_code(tmp_path: Path) -> None:
     one, two = (_module(tmp_path, text + "\n\nclass Counting(Feature):\n    calls = 0\n") for _ in range(2))
     two.Counting.calls = random.Random(0).randrange(1, 9)
     assert bind(one.Counting, None).version == bind(two.Counting, None).version
+
+
+def test_a_notebooks_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is in `linecache` alone, under a name that is no file; its module has no file either."""
+
+    def cell(body: str) -> str:
+        name = f"<cell {next(_numbers)}>"
+        text = TWO.replace("return 4", body)
+        monkeypatch.setitem(linecache.cache, name, (len(text), None, text.splitlines(keepends=True), name))
+        made: dict[str, Any] = {"__name__": "cells"}
+        exec(compile(text, name, "exec"), made)
+        return bind(made["Feature"], None).version
+
+    assert cell("return 4") == cell("return 4  # again") != cell("return 5")
