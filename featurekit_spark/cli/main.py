@@ -18,14 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from featurekit_spark.cli.adopt_command import adopt_command
 from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
 from featurekit_spark.cli.cache_commands import cache_app
+from featurekit_spark.cli.config_commands import config_app
+from featurekit_spark.cli.demo import demo_command
+from featurekit_spark.cli.doctor import doctor_command
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.explain_command import explain_command
+from featurekit_spark.cli.order import InOrder
 from featurekit_spark.cli.outputs_commands import outputs_app
+from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.plan_command import plan_command, show_plan
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
+from featurekit_spark.cli.removal_commands import invalidate_command
 from featurekit_spark.cli.report import RunReport
 from featurekit_spark.cli.runs_commands import runs_app
 from featurekit_spark.cli.shared import (
@@ -40,12 +48,6 @@ from featurekit_spark.cli.shared import (
 )
 from featurekit_spark.cli.streams import stderr_apart
 from featurekit_spark.errors import BudgetReachedError, FeaturekitError
-
-from featurekit_spark.cli.config_commands import config_app
-from featurekit_spark.cli.demo import demo_command
-from featurekit_spark.cli.doctor import doctor_command
-from featurekit_spark.cli.order import InOrder
-from featurekit_spark.cli.overlay_commands import promote_command
 
 if TYPE_CHECKING:
     from featurekit_spark.session import RunResult
@@ -64,9 +66,11 @@ app = typer.Typer(
 app.add_typer(outputs_app)
 app.add_typer(runs_app)
 app.command("plan")(plan_command)
+app.command("adopt")(adopt_command)
 app.command("explain")(explain_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
+app.command("invalidate")(invalidate_command)
 app.add_typer(config_app)
 app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)
