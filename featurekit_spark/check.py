@@ -111,11 +111,11 @@ class Proofs:
         ):
             return False
         for name, text, identity in json.loads(row["reads"] or "[]"):
-            entry = self.job.cache.by_id(name, [identity]).get(identity)
-            if entry is None:
-                return False
             bound = self.job.bindings[self.graph[name]]
-            result = from_entry(entry, bound.type, until=row["valid_until"])
+            found = self.job.cache.current(name, bound.config_hash, [text]).get(text)
+            if found is None or found.entry.entry_id != identity:  # gone, or another one is what readers see
+                return False
+            result = from_entry(found.entry, bound.type, until=row["valid_until"])
             check.gathered.append((self.graph[name], tuple(json.loads(text)), result))
         return True
 

@@ -180,10 +180,6 @@ def test_an_answer_between_two_runs(abt: Shop) -> None:
     assert abt.read_by_key(shop.Prompt)[P1] == "hello: red lamp"
 
 
-@pytest.mark.xfail(
-    reason="_same_group takes a gathered entry that exists; it must be the current one of its key",
-    strict=True,
-)
 def test_a_matrix_between_two_runs(abt: Shop) -> None:
     """Another run gathered other titles; what single requests search in is what the last run searched in."""
     before = abt.run(shop.Logic)
