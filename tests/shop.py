@@ -42,9 +42,19 @@ class World:
         default_factory=set
     )  # products whose title cannot be read, for now
     built: Counter[tuple[str, Any]] = field(default_factory=Counter)  # successful builds
+    version: int | None = None  # of all sources together; None: they have none
+    crash_in: int | None = None  # the process ends at so many builds from now
 
     def done(self, builder: FeatureBuilder[Any], key: Any) -> None:
         self.built[builder.name, key] += 1
+        if self.crash_in is not None:
+            self.crash_in -= 1
+            if self.crash_in < 0:
+                raise Crash
+
+
+class Crash(BaseException):
+    """The process ends here; no `except Exception` may swallow it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,15 @@ class Scan:
         return session.createDataFrame(self.table)
 
 
-class ProductIds(KeySet):
+class Versioned:
+    """What all sources say of their version, if the world has one."""
+
+    def snapshot_version(self, context: Any) -> str | None:
+        version: int | None = context.world.version
+        return None if version is None else str(version)
+
+
+class ProductIds(Versioned, KeySet):
     key, of, value, needs = GROUP, "product_id", pa.list_(pa.string()), ("world",)
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> list[str]:
@@ -81,7 +99,7 @@ class ProductIds(KeySet):
         return Scan(pa.table({"member": pa.array(self.build_one(group, config, context), pa.string())}))
 
 
-class Featured(KeySet):
+class Featured(Versioned, KeySet):
     """A second set of keys; may name products that do not exist."""
 
     key, of, value, needs = GROUP, "product_id", pa.list_(pa.string()), ("world",)
@@ -101,14 +119,14 @@ def _product(inputs: dict[str, Any], context: Any) -> Product:
     return product
 
 
-class Title(Source[str]):
+class Title(Versioned, Source[str]):
     key, value, needs = PRODUCT, pa.string(), ("world",)
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str | None:
         return _product(inputs, context).title
 
 
-class Brand(Source[str]):
+class Brand(Versioned, Source[str]):
     """Read by a scan of the whole group where a run wants all of it."""
 
     key, value, needs = PRODUCT, pa.string(), ("world",)
@@ -129,7 +147,7 @@ class Brand(Source[str]):
         return Scan(pa.table({"member": pa.array(brands, pa.string()), "value": values}))
 
 
-class Stock(Source[int]):
+class Stock(Versioned, Source[int]):
     """Read again only after an hour."""
 
     key, value, needs, freshness = PRODUCT, pa.int64(), ("world",), Freshness(ttl="1h")
@@ -141,7 +159,7 @@ class Stock(Source[int]):
         return product.stock
 
 
-class Slogan(Source[str]):
+class Slogan(Versioned, Source[str]):
     """Reached by a value: which brands are asked for is known only once the brand was read."""
 
     key, value, needs = ("brand",), pa.string(), ("world",)
@@ -151,7 +169,7 @@ class Slogan(Source[str]):
         return slogan
 
 
-class Greeting(Source[str]):
+class Greeting(Versioned, Source[str]):
     key, value, needs = ("merchant",), pa.string(), ("world",)
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str:
@@ -336,6 +354,34 @@ class Label(FeatureBuilder[str]):
         return f"{inputs['Prompt']} / {inputs['Slogan']}"
 
 
+class Mood(FeatureBuilder[str]):
+    """Content-keyed, with a stand-in for what fails."""
+
+    key, value, needs, freshness = ("text",), pa.string(), ("world",), Freshness(fallback="calm")
+
+    def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str:
+        if inputs["text"] in context.world.failing:
+            raise ValueError("no mood today")
+        context.world.done(self, inputs["text"])
+        return mood(inputs["text"])
+
+
+def mood(text: str) -> str:
+    return "loud" if len(text) % 2 else "shy"
+
+
+class Banner(FeatureBuilder[str]):
+    """A hand-written get as a target; what it reads may be a stand-in, until there is the real thing."""
+
+    key, value = PRODUCT, pa.string()
+
+    def get(self, key: Any, config: Any, context: Any, controller: Any) -> tuple[str | None, str]:
+        title = controller.get(Title, key).require()
+        feeling = None if title is None else controller.get(Mood, (title,)).value
+        context.world.done(self, (key, title, feeling))
+        return self.hashed(None if title is None else f"{title}, {feeling}")
+
+
 # -- what must come out --------------------------------------------------------------------------------------
 
 
@@ -451,6 +497,13 @@ class Model:
     def card(self, key: Any) -> str:
         on_shelf, price = self.shelf(key[:2]), self.price(key)
         return card(self.product(key).title, price, on_shelf, self.byhand(key))
+
+    def mood(self, key: tuple[str]) -> str:
+        return "calm" if self.fails("Mood", key[0]) else mood(key[0])
+
+    def banner(self, key: Any) -> str | None:
+        title = self.product(key).title
+        return None if title is None else f"{title}, {self.mood((title,))}"
 
     def label(self, key: Any) -> str | None:
         prompt, slogan = self.prompt(key), self.slogan(self.brand(key))

@@ -1,22 +1,32 @@
-"""Random histories of edits and runs against a model that recomputes everything.
+"""Random histories of edits, runs, single requests and crashes against a model that recomputes everything.
 
-After every run each answer must be what the model says, and a run on top of it must build nothing.
+After every run each answer must be what the model says, every reader of the cache must say the same, nothing may have
+been paid for twice, and a run on top of it must build nothing. `FEATUREKIT_HISTORIES=50` makes 50 times as many
+histories, other ones each time.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.controller import Controller
-from featurekit_spark.session import Limits, Session
+from featurekit_spark.evaluate import Bindings
+from featurekit_spark.fingerprint import inputs_hash, key_json
+from featurekit_spark.graph import Graph
+from featurekit_spark.session import Limits, RunResult, Session
 from featurekit_spark.testing.fakes import MovingClock
+from featurekit_spark.values import value_type
 from tests import shop
 
 MERCHANTS = st.sampled_from(["abt", "abt", "abt", "buy"])
@@ -24,18 +34,24 @@ IDS = st.sampled_from(["p1", "p2", "acme"])  # some ids are brands too, so that 
 TITLES = st.sampled_from(["red lamp", "big red lamp", "sofa", "chair", "", None])
 BRANDS = st.sampled_from(["acme", "p1", "bolt", None])
 TEXTS = st.sampled_from(["red lamp", "sofa", "lamp", "red", "hello: sofa", "hello: red lamp", "sofa?"])
-PRODUCTS = st.builds(shop.Product, TITLES, BRANDS, st.sampled_from([1, 2, None]))
+STOCKS = (1, 2, None)
+PRODUCTS = st.builds(shop.Product, TITLES, BRANDS, st.sampled_from(STOCKS))
 CATALOGS = st.fixed_dictionaries(
     {("abt", "US", "p1"): PRODUCTS, ("abt", "US", "p2"): PRODUCTS, ("buy", "US", "p1"): PRODUCTS}
 )
-TARGETS = [
-    (shop.Logic,),
-    (shop.Card,),
-    (shop.Label,),
-    (shop.Label,),
-    (shop.Price,),
-    (shop.Logic, shop.Card, shop.Label),
-]
+TARGETS = st.sampled_from(
+    [
+        (shop.Logic,),
+        (shop.Card,),
+        (shop.Label,),
+        (shop.Label,),
+        (shop.Price,),
+        (shop.Banner,),
+        (shop.Logic, shop.Card, shop.Label),
+    ]
+)
+TEMPLATES = st.sampled_from(["{greeting}: {title}", "{greeting}: {title}", "{title}?"])
+KEYSETS = st.sampled_from([shop.ProductIds, shop.ProductIds, shop.ProductIds, shop.Featured])
 EDITS = st.one_of(
     st.tuples(st.just("put"), MERCHANTS, IDS, PRODUCTS),
     st.tuples(st.just("retitle"), MERCHANTS, IDS, TITLES),
@@ -48,22 +64,38 @@ EDITS = st.one_of(
     st.tuples(st.just("fail_or_recover"), TEXTS),
     st.tuples(st.just("break_or_mend"), MERCHANTS, IDS),
     st.tuples(st.just("set_rate"), st.sampled_from([1, 10])),
-    st.tuples(st.just("wait"), st.sampled_from([1, 59, 61, 121])),
+    st.tuples(st.just("wait"), st.sampled_from([1, 59, 61, 121, -30])),
+    st.tuples(st.just("go_back")),
 )
+SOME_EDITS = st.lists(EDITS, max_size=3)
+LONG = int(os.environ.get("FEATUREKIT_HISTORIES", "1"))
 
 
 class Histories(RuleBasedStateMachine):
     def make_cache(self) -> Any:
         return MemoryCache()
 
-    @initialize(products=CATALOGS)
-    def start(self, products: dict[Any, shop.Product]) -> None:
+    @initialize(products=CATALOGS, version=st.sampled_from([None, 0]))
+    def start(self, products: dict[Any, shop.Product], version: int | None) -> None:
         self.clock = MovingClock()
         self.away: dict[Any, shop.Product] = {}
-        self.world = shop.World(products=products, slogans={"acme": "it works"})
+        self.world = shop.World(products=products, slogans={"acme": "it works"}, version=version)
         self.context = shop.ShopContext(self.world, self.clock)
         self.model = shop.Model(self.world, self.clock)
         self.cache = self.make_cache()
+        self.before: dict[Any, shop.Product] = {}
+        self.recovered = False
+
+    # -- edits -----------------------------------------------------------------------------------------------
+
+    def edit(self, edits: list[tuple[Any, ...]]) -> None:
+        products = {key: shop.Product(**vars(product)) for key, product in self.world.products.items()}
+        for name, *arguments in edits:
+            getattr(self, name)(*arguments)
+            if self.world.version is not None:
+                self.world.version += 1
+        if products != self.world.products:
+            self.before = products
 
     def put(self, merchant: str, product_id: str, product: shop.Product) -> None:
         self.world.products[merchant, "US", product_id] = product
@@ -78,6 +110,13 @@ class Histories(RuleBasedStateMachine):
             here, there = there, here
         if (merchant, "US", product_id) in here:
             there[merchant, "US", product_id] = here.pop((merchant, "US", product_id))
+
+    def go_back(self) -> None:
+        """The catalog as it was before it was last edited: inputs A, B, A."""
+        self.world.products.clear()
+        self.world.products.update(
+            {key: shop.Product(**vars(product)) for key, product in self.before.items()}
+        )
 
     def reword(self, brand: str, slogan: str | None) -> None:
         if slogan is None:
@@ -103,12 +142,14 @@ class Histories(RuleBasedStateMachine):
     def wait(self, minutes: int) -> None:
         self.clock.advance(minutes=minutes)
 
+    # -- what happens ----------------------------------------------------------------------------------------
+
     @rule(
-        edits=st.lists(EDITS, max_size=3),
+        edits=SOME_EDITS,
         merchant=MERCHANTS,
-        wanted=st.sampled_from(TARGETS),
-        template=st.sampled_from(["{greeting}: {title}", "{greeting}: {title}", "{title}?"]),
-        keys=st.sampled_from([shop.ProductIds, shop.ProductIds, shop.ProductIds, shop.Featured]),
+        wanted=TARGETS,
+        template=TEMPLATES,
+        keys=KEYSETS,
         rows=st.sampled_from([1, 3, 2048]),
     )
     def run(
@@ -120,35 +161,134 @@ class Histories(RuleBasedStateMachine):
         keys: Any,
         rows: int,
     ) -> None:
-        for name, *arguments in edits:
-            getattr(self, name)(*arguments)
+        self.edit(edits)
         self.model.template = template
-        session = Session(self.context, self.cache, engine="local", limits=Limits(batch_rows=rows))
-        configs = {shop.Prompt: {"template": template}} if {shop.Logic, shop.Label} & {*wanted} else None
-        over = [target.over(keys) for target in wanted]
-        first = session.run(*over, configs=configs, merchant=merchant, market="US")
-        members = keys().build_one({"merchant": merchant, "market": "US"}, None, self.context)
-        members = [(merchant, "US", member) for member in members]
-        self.compare(first, wanted, members)
+        first = self.session_run(self.cache, merchant, wanted, template, keys, rows)
+        members = self.members(merchant, keys)
+        self.check_answers(first, wanted, members)
+        self.check_readers(wanted, template, members)
 
         before = self.world.built.copy()
-        again = session.run(*over, configs=configs, merchant=merchant, market="US")
-        self.compare(again, wanted, members)
+        again = self.session_run(self.cache, merchant, wanted, template, keys, rows)
+        self.check_answers(again, wanted, members)
         assert self.world.built == before
         assert first.status == again.status
         if first.status == "ok":
             assert {name: counts.computed for name, counts in again.builders.items() if counts.computed} == {}
-        controller = Controller(self.context, self.cache)
         for target in wanted if members else ():
-            feature = controller.get(
-                target, members[0], configs if target in (shop.Logic, shop.Label) else None
-            )
-            expected = self.model.answer(target.name, members[0])
-            assert (feature.status == "error") == (expected is shop.Failed)
-            assert feature.value == (None if expected is shop.Failed else expected)
+            self.check_get(target, members[0], template)
         assert self.world.built == before
+        self.check_paid()
 
-    def compare(self, result: Any, targets: tuple[Any, ...], keys: list[Any]) -> None:
+    @rule(
+        edits=SOME_EDITS,
+        merchant=MERCHANTS,
+        product_id=IDS,
+        builder=st.sampled_from([shop.Label, shop.Prompt, shop.Price, shop.Banner, shop.ByHand]),
+        template=TEMPLATES,
+    )
+    def get(
+        self, edits: list[tuple[Any, ...]], merchant: str, product_id: str, builder: Any, template: str
+    ) -> None:
+        """One request between runs; a get that gathers nothing, as it would build the group's matrix."""
+        self.edit(edits)
+        self.model.template = template
+        key = (merchant, "US", product_id)
+        self.check_get(builder, key, template)
+        if self.model.answer(builder.name, key) is not shop.Failed:
+            self.check_readers(
+                (builder,), template, [key], every_config=shop.Prompt not in Graph([builder]).order
+            )
+        self.check_paid()
+
+    @rule(text=TEXTS)
+    def get_with_stand_in(self, text: str) -> None:
+        feature = Controller(self.context, self.cache).get(shop.Mood, (text,))
+        stands_in = self.model.fails("Mood", text)
+        assert feature.value == self.model.mood((text,))
+        assert feature.status == ("fallback" if stands_in else "fresh")
+
+    @rule(
+        edits=SOME_EDITS,
+        merchant=MERCHANTS,
+        wanted=TARGETS,
+        template=TEMPLATES,
+        number=st.integers(0, 6),
+        where=st.sampled_from(["building", "before", "between", "after"]),
+    )
+    def crash(
+        self,
+        edits: list[tuple[Any, ...]],
+        merchant: str,
+        wanted: tuple[Any, ...],
+        template: str,
+        number: int,
+        where: Any,
+    ) -> None:
+        """A run that ends in a build, or with its process before, in or after an append."""
+        self.edit(edits)
+        cache: Any = self.cache
+        if where == "building":
+            self.world.crash_in = number
+        else:
+            cache = Mortal(self.cache, number, where)
+        try:
+            self.session_run(cache, merchant, wanted, template, shop.ProductIds, 3)
+        except shop.Crash:
+            pass
+        finally:
+            self.world.crash_in = None
+        self.remember_what_is_durable()
+        self.check_paid()
+
+    @precondition(lambda self: not self.recovered)  # once in a history: it starts from nothing, which is slow
+    @rule(merchant=MERCHANTS, template=TEMPLATES)
+    def recover(self, merchant: str, template: str) -> None:
+        """Nothing fails any more: answers and hashes are those of a run that has no cache yet."""
+        self.recovered = True
+        self.world.failing, self.world.broken = set(), set()
+        if self.world.version is not None:
+            self.world.version += 1
+        wanted = (
+            shop.Logic,
+            shop.Label,
+            shop.Banner,
+        )  # without a ttl, by which an old answer may be the right one
+        ours, fresh = (
+            self.session_run(cache, merchant, wanted, template, shop.ProductIds, 2048, world)
+            for cache, world in (
+                (self.cache, self.world),
+                (MemoryCache(), shop.World(**{**vars(self.world), "built": self.world.built.copy()})),
+            )
+        )
+        assert ours.status == fresh.status == "ok"
+        for target in wanted:
+            assert ours.values(target) == fresh.values(target)
+        names = [target.name for target in wanted]
+        assert ours.execution.fingerprint(names) == fresh.execution.fingerprint(names)
+
+    # -- checks ----------------------------------------------------------------------------------------------
+
+    def session_run(
+        self,
+        cache: Any,
+        merchant: str,
+        wanted: tuple[Any, ...],
+        template: str,
+        keys: Any,
+        rows: int,
+        world: shop.World | None = None,
+    ) -> RunResult:
+        context = self.context if world is None else shop.ShopContext(world, self.clock)
+        session = Session(context, cache, engine="local", limits=Limits(batch_rows=rows))
+        over = [target.over(keys) for target in wanted]
+        return session.run(*over, configs=configs_of(wanted, template), merchant=merchant, market="US")
+
+    def members(self, merchant: str, keys: Any) -> list[Any]:
+        members = keys().build_one({"merchant": merchant, "market": "US"}, None, self.context)
+        return [(merchant, "US", member) for member in members]
+
+    def check_answers(self, result: Any, targets: tuple[Any, ...], keys: list[Any]) -> None:
         if {shop.Card, shop.Price} & {*targets}:
             group = (result.group["merchant"], "US") if shop.Card in targets else None
             self.model.read_sources(keys, group)
@@ -159,6 +299,93 @@ class Histories(RuleBasedStateMachine):
                 for key, found in result.execution.results_of(target.name).items()
             }
             assert found == expected
+
+    def check_get(self, builder: Any, key: Any, template: str) -> None:
+        feature = Controller(self.context, self.cache).get(builder, key, configs_of((builder,), template))
+        expected = self.model.answer(builder.name, key)
+        assert (feature.status == "error") == (expected is shop.Failed)
+        assert feature.value == (None if expected is shop.Failed else expected)
+
+    def check_readers(
+        self, targets: tuple[Any, ...], template: str, keys: list[Any], *, every_config: bool = True
+    ) -> None:
+        """What has an answer now is what is current, under its config and over all of them; null has no entry."""
+        for target in targets:
+            bindings = Bindings(self.context, configs_of((target,), template)).bind_all(Graph([target]))
+            bound = bindings[target]
+            texts = {key_json(key): self.model.answer(target.name, key) for key in keys}
+            answers = {key: value for key, value in texts.items() if value is not shop.Failed}
+            current = self.cache.current(target.name, bound.config_hash, list(texts))
+            rows = self.cache.newest(target.name).to_pylist() if every_config else []
+            newest = {row["key"]: [row["value"]] for row in rows}
+            for key, value in answers.items():
+                entries = [current[key].entry.value] if key in current else []
+                for payloads in (entries, newest.get(key, []) if every_config else entries):
+                    decoded = [None if p is None else bound.type.decode(p) for p in payloads]
+                    assert decoded == [value] or (value is None and not decoded)
+
+    def check_paid(self) -> None:
+        for (name, text), times in self.world.built.items():
+            assert name not in ("Answer", "Embed", "Mood") or times == 1, (
+                f"{name} was built twice for {text!r}"
+            )
+
+    def remember_what_is_durable(self) -> None:
+        """After a crash the model knows what was kept, as the next process does: what the cache has."""
+        for name in ("Answer", "Embed", "Mood"):
+            durable = {row["key"] for row in self.ok(name)}
+            for built in [key for key in self.world.built if key[0] == name]:
+                if key_json((built[1],)) not in durable:
+                    del self.world.built[built]
+        number = value_type(shop.Stock.value)
+        by_inputs = {inputs_hash([number.hash(stock)]): stock for stock in STOCKS}
+        self.model.stocks = {
+            key: (row["ts"], number.decode(row["value"]) if row["value"] is not None else None)
+            for key, row in self.by_key("Stock")
+        }
+        self.model.prices = {
+            (key, by_inputs[row["inputs_hash"]]): (row["ts"], number.decode(row["value"]))
+            for key, row in self.by_key("Price")
+        }
+
+    def ok(self, name: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.cache.history(name).sort_by("recorded").to_pylist()
+        return [row for row in rows if row["status"] == "ok"]
+
+    def by_key(self, name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+        return ((tuple(json.loads(row["key"])), row) for row in self.ok(name))
+
+
+def configs_of(wanted: tuple[Any, ...], template: str) -> Any:
+    below = {builder for target in wanted for builder in Graph([target])}
+    return {shop.Prompt: {"template": template}} if shop.Prompt in below else None
+
+
+class Mortal:
+    """A cache whose process ends at an append: before it, between its entries and its traces, or after it."""
+
+    def __init__(self, cache: Any, appends: int, where: Literal["before", "between", "after"]) -> None:
+        self.cache, self.appends, self.where, self.dead = cache, appends, where, False
+
+    def append(self, entries: Any = None, traces: Any = ()) -> None:
+        with self._alive():
+            self.appends -= 1
+            self.dead = self.appends < 0
+            if not self.dead or self.where != "before":
+                self.cache.append(entries, () if self.dead and self.where == "between" else traces)
+            if self.dead:
+                raise shop.Crash
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        if self.dead:
+            raise shop.Crash
+        yield
+
+    def __getattr__(self, name: str) -> Any:
+        if self.dead:
+            raise shop.Crash
+        return getattr(self.cache, name)
 
 
 class DeltaHistories(Histories):
@@ -172,6 +399,6 @@ class DeltaHistories(Histories):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=120, stateful_step_count=20)
+TestHistories.settings = settings(max_examples=120 * LONG, stateful_step_count=20, derandomize=LONG == 1)
 TestDeltaHistories = DeltaHistories.TestCase
-TestDeltaHistories.settings = settings(max_examples=6, stateful_step_count=8)
+TestDeltaHistories.settings = settings(max_examples=10 * LONG, stateful_step_count=10, derandomize=LONG == 1)
