@@ -9,7 +9,7 @@ check.
 * `redis`: redis_server, a real one on a loopback port
 * `samples`: catalogs from a seed
 
-Needs no test framework; nothing here is imported by the rest of the library.
+Needs no test framework; but for the catalog of `featurekit demo`, nothing here is imported by the rest of the library.
 """
 
 from __future__ import annotations
