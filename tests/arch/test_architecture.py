@@ -188,3 +188,20 @@ def test_the_error_tree_is_drawn_as_it_is() -> None:
     for name in errors.__all__:
         if isinstance(getattr(errors, name), type):
             assert f" {name} " in drawn.replace("\n", " \n"), name
+
+
+def test_shipped_builders_pin_their_versions() -> None:
+    """An upgrade of the library must not compute, or pay for, anything again by accident."""
+    import featurekit_spark.apps.product_recs
+    import featurekit_spark.llm.completion  # noqa: F401
+    from featurekit_spark.builder import FeatureBuilder, KeySet, Source
+
+    pending, found = [FeatureBuilder], []
+    while pending:
+        for cls in pending.pop().__subclasses__():
+            pending.append(cls)
+            if cls.__module__.startswith("featurekit_spark.") and cls not in (KeySet, Source):
+                found.append(cls)
+    shipped = [cls for cls in found if not cls.__module__.startswith("featurekit_spark.testing")]
+    assert len(shipped) >= 11
+    assert [cls.name for cls in shipped if not vars(cls).get("version")] == []

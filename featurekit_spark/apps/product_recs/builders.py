@@ -132,6 +132,8 @@ class ProductEmbeddingString(Source[str]):
 class ProductEmbedding(TextEmbedding):
     """text -> its vector."""
 
+    version = "1"
+
 
 class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
     """(merchant, market) -> reference to the matrix of all products' vectors, in order of ids.
