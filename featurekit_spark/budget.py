@@ -5,9 +5,8 @@ Counts only. Knows builders by name, and neither how a call is made nor what is 
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from featurekit_spark.errors import BudgetReachedError, ConfigError, FeaturekitError
@@ -16,6 +15,7 @@ __all__ = ["Budget", "Purse"]
 
 _MICRO = 1e-9  # usd are sums of floats: what is less than this is nothing
 _BLIND = 8
+_MANY = 2**31
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,17 @@ class Budget:
 
 
 class Purse:
-    """What is left of a budget; one per run, and one per task of it.
+    """What is left of a run's budget.
 
     Nothing tells a call's price beforehand, so that the dearest call so far stands for the next. `dearest`: per builder
-    that price, None where its answers are known to carry none. `whole`: the run's budget, where this is a share of it.
+    that price, None where its answers are known to carry none.
     """
 
-    def __init__(
-        self,
-        budget: Budget,
-        *,
-        dearest: Mapping[str, float | None] | None = None,
-        whole: Budget | None = None,
-    ) -> None:
-        self.budget, self.whole = budget, whole or budget
+    def __init__(self, budget: Budget, *, dearest: Mapping[str, float | None] | None = None) -> None:
+        self.budget = budget
         self.dearest: dict[str, float | None] = dict(dearest or {})
         self.calls, self.usd = 0, 0.0
-        self._answered: dict[str, int] = dict.fromkeys(self.dearest, _BLIND)
+        self._answered: dict[str, int] = dict.fromkeys(self.dearest, _MANY)
 
     def grant(self, builder: str, wanted: int) -> int:
         """How many of the `wanted` calls of a paid builder may be made now; 0 is the end of the run, see `ended`."""
@@ -81,58 +75,26 @@ class Purse:
     def charge_sum(self, builder: str, calls: int, usd: float | None) -> None:
         """Count calls of which only the sum is known; None: not even that, and each counts as the dearest."""
         self.calls += calls
-        self.usd += calls * (self.dearest.get(builder) or 0.0) if usd is None else usd
+        before = self.dearest.get(builder)
+        self.usd += calls * (before or 0.0) if usd is None else usd
+        if calls and usd is not None and before is not None:
+            self.dearest[builder] = max(before, usd / calls)
+
+    def prices(self, builder: str) -> bool:
+        """Whether there is a price to reckon with, or none is needed."""
+        return self.budget.max_usd is None or builder in self.dearest
 
     def ended(self, builder: str) -> FeaturekitError:
         """Why nothing more was granted."""
         if self._unpriced(builder):
             return ConfigError(
-                f"max_usd={self.whole.max_usd} cannot be kept: the answers of {builder} carry no price (usd). What was "
-                "paid for is kept; limit the calls instead (max_calls), or give the client prices."
+                f"max_usd={self.budget.max_usd} cannot be kept: the answers of {builder} carry no price (usd). What "
+                "was paid for is kept; limit the calls instead (max_calls), or give the client prices."
             )
-        spent = "" if self.budget != self.whole else f" after {self.calls} calls and {self.usd:.4g} usd"
         return BudgetReachedError(
-            f"the run stopped at its budget, {self.whole}{spent}, with calls of {builder} left to make. What was paid "
-            "for is kept; run again to go on from there."
+            f"the run stopped at its budget, {self.budget}, after {self.calls} calls and {self.usd:.4g} usd, with "
+            f"calls of {builder} left to make. What was paid for is kept; run again to go on from there."
         )
-
-    def share(self, builder: str, needs: Sequence[int]) -> list[Purse]:
-        """A purse for each of several tasks that need at most so many calls: together never more than is left."""
-        calls = math.inf if self.budget.max_calls is None else self.budget.max_calls - self.calls
-        usd = math.inf if self.budget.max_usd is None else self.budget.max_usd - self.usd
-        price, shares = self.dearest.get(builder) or 0.0, []
-        for number, need in enumerate(needs):
-            own = int(max(min(need, calls), 0))
-            if price and usd < math.inf:
-                own = min(own, max(math.floor((usd + _MICRO) / price), 0))
-                money = own * price
-            else:
-                money = usd / (len(needs) - number)
-            calls, usd = calls - own, usd - money
-            shares.append(
-                Purse(
-                    Budget(
-                        None if self.budget.max_calls is None and self.budget.max_usd is None else own,
-                        None if self.budget.max_usd is None else money,
-                    ),
-                    dearest=self.dearest,
-                    whole=self.whole,
-                )
-            )
-        return shares
-
-    def knows_price(self, builder: str) -> bool:
-        """Whether shares of the money can be made before any call of a builder."""
-        return self.budget.max_usd is None or builder in self.dearest
-
-    def to_json(self) -> str:
-        parts = [[b.max_calls, b.max_usd] for b in (self.budget, self.whole)]
-        return json.dumps([*parts, self.dearest])
-
-    @classmethod
-    def from_json(cls, text: str) -> Purse:
-        budget, whole, dearest = json.loads(text)
-        return cls(Budget(*budget), dearest=dearest, whole=Budget(*whole))
 
     def _unpriced(self, builder: str) -> bool:
         return self.budget.max_usd is not None and self.dearest.get(builder, 0.0) is None
@@ -148,4 +110,4 @@ class Purse:
         price = self.dearest.get(builder)
         if price is None:  # nothing was answered yet
             return min(1 + answered, _BLIND) if left > _MICRO else 0
-        return min(math.floor((left + _MICRO) / price) if price else 2**31, max(answered, 1))
+        return min(math.floor((left + _MICRO) / price) if price else _MANY, max(answered, 1))

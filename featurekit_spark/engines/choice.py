@@ -7,6 +7,7 @@ from typing import Any
 
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.engines.tables import TableExecution
+from featurekit_spark.errors import UsageError
 from featurekit_spark.execute import Engine, Execution, scan_of
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
@@ -20,6 +21,11 @@ Key = tuple[Any, ...]
 def execution_for(plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> Execution:
     """The execution of one run: on the Spark engine, catalogs of more than its `collect_mb` stay in tables."""
     if isinstance(engine, SparkEngine) and not passes_through_driver(plan, job, engine, group=group):
+        if job.purse is not None:
+            raise UsageError(
+                "this catalog is larger than engine.collect_mb, and a budget (max_calls, max_usd) is kept only where "
+                "keys pass through this process; raise engine.collect_mb, or run without a budget"
+            )
         return TableExecution(plan, graph, job, engine, group=group)
     return Execution(plan, graph, job, engine, group=group)
 

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from featurekit_spark.builder import FeatureBuilder, keys_of
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
+from featurekit_spark.engines.affordable import affordable_parts
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import as_table, local_builders, stage_candidates
 from featurekit_spark.engines.tasks import (
@@ -139,8 +140,15 @@ class SparkEngine:
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
         # What a gather reads is on the driver. A group-level builder gathers once and spreads what it made.
         gathers = any(dep.keyset is not None for b in stage.builders for dep in job.bindings[b].deps)
+        by_hand = evaluator.purse is not None and any(b.is_dynamic() for b in stage.builders)
         keys = _new_keys(stage, keys, evaluator)
-        if gathers or len(keys) <= stage.in_process_limit(self.in_process_keys):
+        for part, first in affordable_parts(stage, keys, evaluator, job):
+            self._run_part(stage, part, evaluator, job, here=gathers or by_hand or first)
+
+    def _run_part(
+        self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job, *, here: bool
+    ) -> None:
+        if here or len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
         session = self.session

@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from pyspark.testing import assertDataFrameEqual
 
+from featurekit_spark.budget import Budget
 from featurekit_spark.builder import FeatureBuilder, Metered
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.engines.spark import SparkEngine
-from featurekit_spark.errors import BudgetError, ContextError
+from featurekit_spark.errors import BudgetError, BudgetReachedError, ContextError
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.testing.fakes import CountingLLM, MovingClock
 from featurekit_spark.testing.parity import assert_parity
@@ -149,6 +150,37 @@ def test_every_distinct_prompt_is_asked_once(spark: Any, tmp_path: Path) -> None
     again = session(spark, cache, own).run(Reply.over(ProductIds), **ABT)
     assert again.builders["Asked"].calls == llm.calls["chair"] - 1 == 1
     assert sum(llm.calls.values()) == 7
+
+
+def test_workers_pay_no_more_than_the_run_may(spark: Any, tmp_path: Path) -> None:
+    llm = CountingLLM(log=tmp_path / "calls", usd_per_call=0.25)
+    own = Asking(llm, context().world)
+    own.world.broken.clear()
+    cache = MemoryCache()
+
+    def run(**limits: Any) -> Any:
+        budget = Budget(**limits)
+        return session(spark, cache, own).run(Reply.over(ProductIds), budget=budget, **ABT)
+
+    for limits, calls in (
+        ({"max_calls": 2}, 2),
+        ({"max_usd": 0.6}, 4),
+        ({"max_calls": 1, "max_usd": 9.0}, 5),
+    ):
+        with pytest.raises(BudgetReachedError, match="the run stopped at its budget"):
+            run(**limits)
+        assert sum(llm.calls.values()) == len(cache.ids("Asked")) == calls
+    assert run(max_calls=1).builders["Asked"].calls == 1
+    assert set(llm.calls.values()) == {1}
+
+
+def test_workers_are_asked_little_while_no_price_is_known(spark: Any, tmp_path: Path) -> None:
+    llm = CountingLLM(log=tmp_path / "calls", usd_per_call=0.25)
+    own = Asking(llm, context().world)
+    own.world.broken.clear()
+    with pytest.raises(BudgetReachedError):
+        session(spark, MemoryCache(), own).run(Reply.over(ProductIds), budget=Budget(max_usd=0.8), **ABT)
+    assert sum(llm.calls.values()) == 3
 
 
 def test_a_spent_budget_comes_back_as_itself(spark: Any, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_budget_stops_a_run_and_the_next_one_goes_on(workplace: Workplace) -> 
     stopped = workplace.run("--max-calls", "2")
     summary = stopped.summary
     assert (stopped.code, summary["status"], summary["exit_code"], stopped.calls) == (75, "stopped", 75, 2)
-    assert stopped.err.startswith("stopped: the run stopped at its budget, max_calls=2 after 2 calls")
+    assert stopped.err.startswith("stopped: the run stopped at its budget, max_calls=2, after 2 calls")
     assert not workplace.warehouse.joinpath("recommendations").exists()
     assert workplace.run("--set", "run.max_calls=3", output="text").out == ""
     done = workplace.run("--max-calls", "1", "--max-usd", "0.00001")

@@ -49,7 +49,9 @@ def test_names_in_messages() -> None:
 def test_one_root_and_where_a_retry_is_worth_it() -> None:
     kinds = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert all(issubclass(kind, FeaturekitError) for kind in kinds)
-    assert {kind.__name__ for kind in kinds if kind.retryable} == {"ServiceError", "LockedError"}
+    assert {kind.__name__ for kind in kinds if kind.retryable} == {
+        *("BudgetReachedError", "LockedError", "ServiceError"),
+    }
 
 
 def test_the_background_loop_is_one_for_all_threads() -> None:
