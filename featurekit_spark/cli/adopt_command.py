@@ -53,10 +53,14 @@ def adopt_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare, and bind nothing.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Keep cached values after a change of code: compute a sample of keys anew, and if all values agree bind the
-    entries to the new code, so that nothing is computed or paid again.
+    """Keep a builder's cached values after a change of its code.
+
+    Computes a sample of keys anew, and if all values agree binds the entries to the new code, so that nothing is
+    computed or paid again.
 
     Exit codes: 0 adopted or nothing to do, 4 values differ or nothing could be compared, else as of `run`.
+
+    Example: featurekit adopt LLMSuggestions --merchant demo --market US --conf-file conf/dev.yaml
     """
     with guarded(output):
         settings = settings_of(merchant, market, conf_file, overrides)

@@ -49,8 +49,13 @@ def stats_command(
     time: Annotated[bool, typer.Option(help="Time look-ups against builds.")] = True,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Per builder: entries, size, what they cost to build and save when they are hit, and whether looking one up is
-    quicker than building it."""
+    """What each builder's entries take, cost and save.
+
+    Entries, size, what they cost to build and save when they are hit, and whether looking one up is quicker than
+    building it.
+
+    Example: featurekit cache stats --conf-file conf/dev.yaml
+    """
     with guarded(output):
         place = place_of(path, merchant, market, conf_file, overrides)
         from featurekit_spark.cache.stats import cache_stats
@@ -85,8 +90,10 @@ def gc_command(
     dry_run: DryRun = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Take out entries that nothing current needs, say what computing them again would cost, and delete files that no
-    commit names. Without an option only rows that repeat others go. Refused (exit 75) while a run reads the cache.
+    """Take out entries that nothing current needs.
+
+    Says what computing them again would cost, and deletes files that no commit names. Without an option only rows
+    that repeat others go. Refused (exit 75) while a run reads the cache.
 
     Example: featurekit cache gc --older-than 30d --stale-configs --dry-run
     """
@@ -126,7 +133,12 @@ def optimize_command(
     ] = 168,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Merge small files into large ones, and delete those that left the tables a week ago. Runs may go on."""
+    """Merge small files into large ones.
+
+    Those that left the tables a week ago are deleted. Runs may go on.
+
+    Example: featurekit cache optimize --conf-file conf/dev.yaml
+    """
     with guarded(output):
         place = place_of(path, merchant, market, conf_file, overrides)
         from featurekit_spark.cache.files import TABLES, compact, vacuum
@@ -158,7 +170,12 @@ def verify_command(
     overrides: Overrides = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Hash every entry again and report what is damaged, with file, builder and key. Exit code 4 where there is any."""
+    """Hash every entry again and report what is damaged.
+
+    With file, builder and key. Exit code 4 where there is any damage.
+
+    Example: featurekit cache verify --conf-file conf/dev.yaml
+    """
     with guarded(output):
         place = place_of(path, merchant, market, conf_file, overrides)
         from featurekit_spark.cache.verify import verify
@@ -184,7 +201,12 @@ def export_command(
     overrides: Overrides = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write a builder's current values to a file, one row per key: its key fields, value, ts, hashes and run."""
+    """Write a builder's current values to a file.
+
+    One row per key: its key fields, value, ts, hashes and run.
+
+    Example: featurekit cache export LLMCompletion answers.parquet --conf-file conf/dev.yaml
+    """
     with guarded(output):
         place = place_of(path, merchant, market, conf_file, overrides)
         from featurekit_spark.cache.show import export
@@ -210,7 +232,12 @@ def show_command(
     overrides: Overrides = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Everything that the cache has of one key: values, when and by which run, cost, identity, and what is current."""
+    """Everything that the cache has of one key.
+
+    Values, when and by which run, cost, identity, and what is current.
+
+    Example: featurekit cache show LLMLogic '["demo","US","demo-000001"]' --conf-file conf/dev.yaml
+    """
     with guarded(output):
         place = place_of(path, merchant, market, conf_file, overrides)
         from featurekit_spark.cache.show import parse_key_text, show

@@ -59,10 +59,12 @@ def explain_command(
     engine: Engine = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Draw the plan, or say why a key would be computed again: each part of its identity, before and now.
+    """Draw the plan, or say why a key would be computed again.
 
-    Nothing is built but light builders, nothing is written, paid or started. With --run: what that run did for a
-    builder, and with --key why it computed that key.
+    With --key, each part of its identity before and now. Nothing is built but light builders, nothing is written,
+    paid or started. With --run: what that run did for a builder, and with --key why it computed that key.
+
+    Example: featurekit explain LLMLogic --key '["demo","US","demo-000001"]' --merchant demo --market US
     """
     with guarded(output):
         settings = settings_of(merchant, market, conf_file, overrides, engine)

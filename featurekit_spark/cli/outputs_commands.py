@@ -45,6 +45,8 @@ def rollback_command(
     """Publish again what RUN had published for one merchant and market, in every sink.
 
     The next run publishes what it computes: mend the cause, or hold the job, before it starts.
+
+    Example: featurekit outputs rollback RUN --merchant demo --market US
     """
     with guarded(output):
         settings = settings_of(merchant, market, conf_file, overrides)

@@ -54,6 +54,8 @@ def plan_command(
     """Say what a run would compute and pay, per builder, without doing it.
 
     Sources are read; nothing is written, paid or started. Exit codes as of `run`; 6 with --fail-over-usd exceeded.
+
+    Example: featurekit plan --merchant demo --market US --conf-file conf/dev.yaml
     """
     day = run_date.date() if run_date else None
     show_plan(merchant, market, conf_file, overrides, engine, day, fail_over_usd=fail_over_usd, output=output)

@@ -37,7 +37,10 @@ def list_command(
     overrides: Overrides = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """The runs of one merchant and market, newest first."""
+    """The runs of one merchant and market, newest first.
+
+    Example: featurekit runs list --merchant demo --market US --limit 5
+    """
     with guarded(output):
         from featurekit_spark.report.store import RunStore
 
@@ -60,7 +63,10 @@ def show_command(
     overrides: Overrides = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """What one run did: counts, stages, errors, and where its page is."""
+    """What one run did: counts, stages, errors, and where its page is.
+
+    Example: featurekit runs show latest --merchant demo --market US
+    """
     with guarded(output):
         from featurekit_spark.report.store import RunStore
 
