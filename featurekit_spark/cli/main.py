@@ -126,6 +126,8 @@ def run_command(
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
     5 partial, 6 quota spent, 75 stopped by its own budget, or a temporary failure: run again.
+
+    Example: featurekit run --merchant demo --market US --conf-file conf/dev.yaml --engine local
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
     overrides = list(overrides or [])

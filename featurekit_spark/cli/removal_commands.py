@@ -37,8 +37,10 @@ def invalidate_command(
     dry_run: DryRun = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Take a builder's entries out, so that the next run computes just those again. What lies above them is computed
-    again only where their value changes. Refused (exit 75) while a run reads the cache.
+    """Take a builder's entries out, so that the next run computes just those again.
+
+    What lies above them is computed again only where their value changes. Refused (exit 75) while a run reads
+    the cache.
 
     Example: featurekit invalidate LLMSuggestions --keys '["abt","US","p1"]' --reason "the parser was wrong"
     """
