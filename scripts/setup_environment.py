@@ -121,7 +121,8 @@ def install_packages() -> bool:
 
 def compile_packages() -> None:
     """Bytecode for everything: where Python may not write it later, each start would compile it all again."""
-    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV / "lib")]
+    folders = [str(VENV / "lib"), str(ROOT / "featurekit_spark"), str(ROOT / "jobs")]
+    command = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", *folders]
     # Some packages carry files for other Pythons, which do not compile; they are not imported either.
     subprocess.run(command, check=False, capture_output=True)
 
