@@ -215,8 +215,9 @@ def unused_files(cache: DeltaCache, name: str, *, now: datetime, remove: bool) -
     return unused
 
 
-def vacuum(cache: DeltaCache, name: str, *, hours: int = SAFE_HOURS) -> int:
-    """Delete files that left the table more than `hours` ago; how many. Running readers need a day or more."""
+def vacuum(cache: DeltaCache, name: str, *, hours: int = SAFE_HOURS, unreferenced: bool = True) -> int:
+    """Delete files that left the table more than `hours` ago, and with `unreferenced` those of that age that were never
+    in it; how many. Readers and writers that go on need a day or more."""
     table = cache.table(name)
     if table is None:
         return 0
@@ -226,9 +227,7 @@ def vacuum(cache: DeltaCache, name: str, *, hours: int = SAFE_HOURS) -> int:
         with table_lock(cache.table_path(name), owner="vacuum"):
             table.update_incremental()
             return len(
-                table.vacuum(
-                    hours, dry_run=False, enforce_retention_duration=False, full=hours >= _STAGED_HOURS
-                )
+                table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=unreferenced)
             )
     except (DeltaError, OSError) as error:
         raise CacheError(f"{cache.table_path(name)} could not be vacuumed: {error}") from error

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -86,7 +85,8 @@ def _chosen(cache: DeltaCache, builder: str, keys: Sequence[str] | None) -> tupl
         own = pc.and_(own, pc.is_in(entries["key"], pa.array(list(keys), pa.string())))
     mask = as_mask(own)
     gone = gone_of(entries, mask)
-    trace_mask = traces_of(traces, gone, also=_proofs(traces, builder, run_records(cache)))
+    proofs = _proofs(traces, builder, run_records(cache)) if mask.any() else None
+    trace_mask = traces_of(traces, gone, also=proofs)
     lost = entries.filter(own)
     answers = newest_rows(lost.filter(pc.equal(lost["status"], "ok")), "entry_id")
     found = set(lost["key"].to_pylist())
@@ -98,11 +98,7 @@ def _chosen(cache: DeltaCache, builder: str, keys: Sequence[str] | None) -> tupl
         "traces": int(trace_mask.sum()),
         "recompute": cost_of(answers),
     }
-    return (
-        entries,
-        traces,
-        Doomed(mask, trace_mask if mask.any() else np.zeros(len(traces), bool), gone, report),
-    )
+    return entries, traces, Doomed(mask, trace_mask, gone, report)
 
 
 def _proofs(traces: pa.Table, builder: str, runs: Sequence[RunRecord]) -> Any:

@@ -33,7 +33,7 @@ from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.plan_command import plan_command, show_plan
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
-from featurekit_spark.cli.removal_commands import invalidate_command
+from featurekit_spark.cli.removal_commands import invalidate_command, purge_command
 from featurekit_spark.cli.report import RunReport
 from featurekit_spark.cli.runs_commands import runs_app
 from featurekit_spark.cli.shared import (
@@ -70,6 +70,7 @@ app.command("adopt")(adopt_command)
 app.command("explain")(explain_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
+cache_app.command("purge")(purge_command)
 app.command("invalidate")(invalidate_command)
 app.add_typer(config_app)
 app.command("doctor")(doctor_command)

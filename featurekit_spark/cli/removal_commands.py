@@ -1,21 +1,28 @@
-"""`featurekit invalidate`: entries that must not answer any more, for a reason that is kept."""
+"""`featurekit invalidate` and `featurekit cache purge`: what must not answer any more, and what must not be there.
+
+Owns arguments, the question before data goes for good, and what is printed.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featurekit_spark.cli.cache_commands import DryRun, cost_text
-from featurekit_spark.cli.cache_place import AnyMarket, AnyMerchant, CachePath, builder_named, place_of
+from featurekit_spark.cli.cache_place import AnyMarket, AnyMerchant, CachePath, Place, builder_named, place_of
 from featurekit_spark.cli.shared import ConfFile, Output, OutputOption, Overrides, guarded, print_json
 from featurekit_spark.errors import UsageError
 
-__all__ = ["invalidate_command"]
+if TYPE_CHECKING:
+    from featurekit_spark.pipelines.purge import Places
+
+__all__ = ["invalidate_command", "purge_command"]
 
 
 def invalidate_command(
@@ -66,6 +73,91 @@ def invalidate_command(
             print("\n".join(_invalidated_text(report)))
 
 
+def purge_command(
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            help='Whose data: a JSON array of key fields, \'["abt","US","p1"]\', or one field. Repeat it.',
+        ),
+    ] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="A file with one key a line.")] = None,
+    texts: Annotated[
+        bool, typer.Option("--text", help="Also what is keyed by their texts: titles, prompts, answers.")
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why; kept in the runs table, which does not say whose.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    path: CachePath = None,
+    merchant: AnyMerchant = None,
+    market: AnyMarket = None,
+    conf_file: ConfFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Remove a product's or a person's data for good.
+
+    Entries whose key or value names them, traces, matrices, earlier versions of the tables and their logs,
+    recommendations of them and for them, and what run records say of them.
+
+    An entry is theirs where all fields that you give are in its key or its value. What is published is looked at with
+    the settings (--conf-file, --merchant, --market), not with --path. Refused (exit 75) while a run goes on.
+
+    Example: featurekit cache purge --key '["abt","US","p1"]' --merchant abt --market US --text --reason "request 17"
+    """
+    with guarded(output):
+        subjects = [tuple(json.loads(key)) for key in keys_of(keys, keys_file)]
+        if not subjects:
+            raise UsageError("say whose data: --key KEY, or --keys-file FILE.")
+        place = place_of(path, merchant, market, conf_file, overrides)
+        from featurekit_spark.pipelines.purge import purge
+
+        def run(dry: bool) -> dict[str, Any]:
+            now = datetime.now(UTC)
+            places = _places(place)
+            return purge(place.cache, subjects, places, reason=reason, now=now, texts=texts, dry_run=dry)
+
+        if not dry_run and not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    "what is purged cannot be brought back: look with --dry-run, then give --yes."
+                )
+            print("\n".join(_purged_text(run(True))), file=sys.stderr)
+            typer.confirm("Remove this for good?", abort=True, err=True)
+        report = run(dry_run)
+        if place.settings is None:
+            report["not_looked_at"] = "matrices, sinks and run documents: --path names only the cache"
+        if output is Output.JSON:
+            print_json({"status": "ok", **report})
+        else:
+            print("\n".join(_purged_text(report)))
+
+
+def _places(place: Place) -> Places:
+    from featurekit_spark.cache.purge import scrubbed
+    from featurekit_spark.pipelines.purge import Places
+    from featurekit_spark.report.removal import remove_from_documents
+
+    settings = place.settings
+    if settings is None:
+        return Places()
+    from featurekit_spark.bootstrap import Bootstrap
+
+    boot = Bootstrap(settings, merchant=place.merchant or "_", market=place.market or "_")
+    merchant, market = place.merchant, place.market
+    return Places(
+        warehouse=settings.warehouse,
+        matrices=f"{settings.warehouse.rstrip('/')}/matrices",
+        sinks=boot.get_sinks(),
+        group=(merchant, market) if merchant is not None and market is not None else None,
+        logic_builders=[builder.name for builder in boot.get_logic_builders()],
+        documents=lambda subjects, dry: remove_from_documents(
+            settings.warehouse, lambda text: scrubbed(subjects, text), dry_run=dry
+        ),
+    )
+
+
 def keys_of(given: list[str] | None, file: Path | None) -> list[str]:
     """Keys as canonical JSON, each once: a key, or a JSON list of keys, per option and per line of the file."""
     from featurekit_spark.cache.show import parse_key_text
@@ -100,3 +192,25 @@ def _invalidated_text(report: Mapping[str, Any]) -> Iterator[str]:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         yield f"without entries: {', '.join(missing[:5])}{more}"
     yield f"the next run computes them again: {cost_text(report['recompute'])} last time"
+
+
+def _purged_text(report: Mapping[str, Any]) -> Iterator[str]:
+    verb = "would be removed" if report["dry_run"] else "removed"
+    for name, count in report["entries"].items():
+        yield f"{verb}: {count} entries of {name}"
+    yield f"{verb}: {report['traces']} traces, {report['matrices']} matrices"
+    for name, told in report["sinks"].items():
+        if "not_looked_at" in told:
+            yield f"sink {name}: not looked at; {told['not_looked_at']}"
+        else:
+            own = told.get("rows", told.get("keys", 0))
+            yield f"{verb} from sink {name}: {own} rows of theirs, and them from {told['lists']} lists of others"
+    yield f"{verb} from {report.get('run_records', 0)} run records and {report['run_documents']} run documents"
+    if not report["dry_run"]:
+        yield "earlier versions of these tables, and what their logs say, are gone"
+    shared = report["keyed_by_their_texts"]
+    if shared:
+        told = ", ".join(f"{name} {count}" for name, count in shared.items())
+        yield f"not covered: entries keyed by their texts, which others may share ({told}); --text takes them"
+    if "not_looked_at" in report:
+        yield f"not looked at: {report['not_looked_at']}"

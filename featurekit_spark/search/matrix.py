@@ -28,7 +28,7 @@ from featurekit_spark.errors import CacheError, DataError
 from featurekit_spark.locks import table_lock
 from featurekit_spark.search.kernel import FlatIndex, Floats
 
-__all__ = ["Matrix", "MatrixRef", "MatrixStore"]
+__all__ = ["Matrix", "MatrixRef", "MatrixStore", "host_folder"]
 
 _BLOCK_BYTES = 8 << 20  # vectors in one row of the table
 _KEPT_OPEN = 4  # matrices a process keeps mapped
@@ -152,7 +152,7 @@ class MatrixStore:
 
     def _local(self, ref: MatrixRef) -> Matrix:
         """Map this host's copy, made first where there is none or its size is wrong."""
-        folder = _host_folder()
+        folder = host_folder()
         vectors, ids = folder / f"{ref.hash}.f4", folder / f"{ref.hash}.json"
         if not (ids.exists() and vectors.exists() and vectors.stat().st_size == 4 * ref.rows * ref.dim):
             found_ids, found = self._read(ref)
@@ -222,7 +222,7 @@ def _batches(answer: Any) -> Any:
     return pa.RecordBatchReader.from_stream(answer) if hasattr(answer, "__arrow_c_stream__") else answer
 
 
-def _host_folder() -> Path:
+def host_folder() -> Path:
     """This user's folder for copies; nobody else may write there, as what is in it is trusted by name."""
     folder = Path(tempfile.gettempdir()) / f"featurekit-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

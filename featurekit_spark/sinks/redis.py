@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
     from redis import Redis
 
-__all__ = ["KEY_TEMPLATE", "KEY_TEMPLATE_OTHER", "RedisSink", "read_recs", "redis_key"]
+__all__ = ["KEY_TEMPLATE", "KEY_TEMPLATE_OTHER", "RedisSink", "base_name", "read_recs", "redis_key"]
 
 KEY_TEMPLATE = "{merchant}:{market}:{product_id}"
 KEY_TEMPLATE_OTHER = "{merchant}:{market}:{product_id}:{logic_builder}"
@@ -101,12 +101,12 @@ class RedisSink:
 
     def check(self) -> None:
         """One small write, which finds a wrong password, a read-only replica and full memory as well."""
-        with self._errors() as client:
+        with self.client() as client:
             client.set("featurekit/check", "ok", ex=10)
 
     def state(self, merchant: str, market: str) -> PublishedState | None:
-        with self._errors() as client:
-            found = _text(client.get(f"{_base(merchant, market)}:state"))
+        with self.client() as client:
+            found = _text(client.get(f"{base_name(merchant, market)}:state"))
         if found is None:
             return None
         state = json.loads(found)
@@ -116,8 +116,8 @@ class RedisSink:
         started = time.monotonic()
         import pyarrow as pa
 
-        base = _base(publication.merchant, publication.market)
-        with self._errors() as client:
+        base = base_name(publication.merchant, publication.market)
+        with self.client() as client:
             before = json.loads(_text(client.get(f"{base}:state")) or "null")
             begun = {str(_text(name)) for name in client.smembers(f"{base}:generations")}
             generation = _unused(quote(publication.run_id, safe=""), begun)
@@ -148,7 +148,7 @@ class RedisSink:
             state["layout"] = self.layout
             if before and before["publish"] == "versioned":
                 state["before"] = {name: value for name, value in before.items() if name != "before"}
-        with self._errors() as client:
+        with self.client() as client:
             self._switch(client, publication, state, before)
             keep = before["generation"] if before and self.publish_as == "versioned" else None
             removed = sum(
@@ -167,8 +167,8 @@ class RedisSink:
         """Make the generation before the live one live again, where it is what `run_id` published and still there
         whole; None where it is not, and nothing was changed."""
         started = time.monotonic()
-        base, pointer = _base(merchant, market), _pointer(merchant, market)
-        with self._errors() as client:
+        base, pointer = base_name(merchant, market), _pointer(merchant, market)
+        with self.client() as client:
             live = json.loads(_text(client.get(f"{base}:state")) or "null")
             before = live.get("before") if live else None
             if (
@@ -192,7 +192,7 @@ class RedisSink:
         self, client: Redis, publication: Publication, state: dict[str, Any], before: dict[str, Any] | None
     ) -> None:
         """Make the new generation the live one, in one transaction."""
-        base = _base(publication.merchant, publication.market)
+        base = base_name(publication.merchant, publication.market)
         pointer = _pointer(publication.merchant, publication.market)
         keys = f"{base}:keys:{state['generation']}"
         with client.pipeline(transaction=True) as pipe:
@@ -207,7 +207,7 @@ class RedisSink:
 
     def _clear(self, client: Redis, publication: Publication, old: str, *, live: str) -> int:
         """Remove what an earlier generation wrote and the live one did not; the number of keys removed."""
-        base = _base(publication.merchant, publication.market)
+        base = base_name(publication.merchant, publication.market)
         index = f"{base}:keys:{old}"
         # A product's own key may have had the very name that the pointer has now.
         taken = _pointer(publication.merchant, publication.market) if self.publish_as == "versioned" else None
@@ -226,7 +226,7 @@ class RedisSink:
         return removed
 
     @contextmanager
-    def _errors(self) -> Iterator[Redis]:
+    def client(self) -> Iterator[Redis]:
         """The process's client, with redis-py's errors translated into ours."""
         client = _client(self.url, self.timeout_s)
         import redis
@@ -262,7 +262,7 @@ class _Writer:
     def write(self, batches: Iterable[pa.RecordBatch]) -> tuple[int, int]:
         """Rows written, and those of them with at least one rec. Writing twice gives the same keys."""
         rows = covered = 0
-        with self.sink._errors() as client:
+        with self.sink.client() as client:
             for batch in batches:
                 columns = (batch.column(name).to_pylist() for name in ROW_COLUMNS[:3])
                 pairs = [
@@ -358,7 +358,8 @@ def _where(client: Redis) -> str:
     return str(known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}")
 
 
-def _base(merchant: str, market: str) -> str:
+def base_name(merchant: str, market: str) -> str:
+    """What every key beside the recommendations of a merchant and market begins with."""
     # The slash is encoded wherever a field has one, so that no merchant's keys begin like this.
     return f"featurekit/{quote(merchant, safe='')}:{quote(market, safe='')}"
 

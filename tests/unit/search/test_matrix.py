@@ -81,7 +81,7 @@ def test_a_local_copy_with_the_wrong_size_is_made_again(store: MatrixStore) -> N
     ref = store.put(named(5), vectors(5))
     store.open(ref)
     module._opened.clear()
-    copy = next(module._host_folder().glob("*.f4"))
+    copy = next(module.host_folder().glob("*.f4"))
     copy.write_bytes(b"torn")
     assert store.open(ref).vectors.tobytes() == vectors(5).tobytes()
 
