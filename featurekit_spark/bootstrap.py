@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from importlib.util import find_spec
@@ -260,8 +260,13 @@ class Bootstrap:
         path = folder / "locks" / self.merchant / f"{self.market}.lock"
         run = f"{self.merchant} in {self.market}"
         with ExitStack() as held:
-            if self.settings.cache.kind == "delta":
-                held.enter_context(reading(self.settings.cache_path))  # first: care looks at the other lock
+            cache = self.settings.cache
+            own = self.settings.cache_path if cache.kind == "delta" else None
+            for path_read in filter(None, (own, cache.base)):
+                held.enter_context(reading(path_read))  # first: care looks at the run's own lock afterwards
+            if self.settings.cache.base is not None:
+                with suppress(ConfigError):  # a base that may only be read has no place for a lock
+                    held.enter_context(reading(self.settings.cache.base))
             try:
                 held.enter_context(file_lock(path, timeout_s=0, owner=run))
             except LockedError as error:

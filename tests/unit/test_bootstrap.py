@@ -12,6 +12,7 @@ from featurekit_spark import DeltaCache, MemoryCache
 from featurekit_spark import bootstrap as module
 from featurekit_spark.apps.product_recs import LLMLogic, ProductIds
 from featurekit_spark.bootstrap import Bootstrap
+from featurekit_spark.cache.care import alone
 from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.config import load_settings
 from featurekit_spark.errors import ConfigError, LockedError
@@ -134,6 +135,12 @@ def test_a_cache_over_another(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="is where this cache is written"):
             _ = boot(base, f"cache.path={path}").cache
     assert not dev.exists()
+
+    care = alone(DeltaCache(str(prod)), owner="cache gc")
+    with boot(base, f"warehouse={dev}").run_lock(), pytest.raises(LockedError), care:
+        pass  # nothing is taken out of what a run reads through
+    with alone(DeltaCache(str(prod)), owner="cache gc"):
+        pass
 
 
 def test_quality_is_counted_where_the_catalog_is_read_whole(tmp_path: Path) -> None:
