@@ -261,12 +261,12 @@ class Bootstrap:
         run = f"{self.merchant} in {self.market}"
         with ExitStack() as held:
             cache = self.settings.cache
-            own = self.settings.cache_path if cache.kind == "delta" else None
-            for path_read in filter(None, (own, cache.base)):
-                held.enter_context(reading(path_read))  # first: care looks at the run's own lock afterwards
-            if self.settings.cache.base is not None:
+            # First these: care looks at the run's own lock afterwards.
+            if cache.kind == "delta":
+                held.enter_context(reading(self.settings.cache_path))
+            if cache.base is not None:
                 with suppress(ConfigError):  # a base that may only be read has no place for a lock
-                    held.enter_context(reading(self.settings.cache.base))
+                    held.enter_context(reading(cache.base))
             try:
                 held.enter_context(file_lock(path, timeout_s=0, owner=run))
             except LockedError as error:
