@@ -156,7 +156,7 @@ class Steps:
         cells = self.dry.cells(bound, key)
         inputs = tuple(self._inputs(bound, key))
         identity = _identity(bound, text, cells)
-        parts = self._parts(bound, key, cells, before)
+        parts = self._parts(bound, key, cells, before, identity[0])
         state, cause, own = self._cause(bound, text, cells, result, before, identity, parts)
         if by_value and cause == _NEVER:
             own, cause = False, f"{_NEVER} for this key, which another value leads to"
@@ -211,13 +211,18 @@ class Steps:
         last = max(rows, key=lambda row: row["recorded"], default=None)
         return last["error"] if last is not None and last["status"] == "error" else None
 
-    def _parts(self, bound: Bound, key: Key, cells: list[Result], before: Entry | None) -> tuple[Part, ...]:
+    def _parts(
+        self, bound: Bound, key: Key, cells: list[Result], before: Entry | None, inputs: str | None
+    ) -> tuple[Part, ...]:
         """The config, then each dep's value hash, before and now."""
         if before is None:
             config = Part("config", "config", None, bound.config_hash, None, "")
             news = [Part("input", _shown(dep), None, c.value_hash, None, "") for dep, c in _zip(bound, cells)]
             return (config, *news)
-        olds = self._old_hashes(bound, key, cells, before)
+        if before.inputs_hash == inputs:
+            olds = [cell.value_hash for cell in cells]
+        else:
+            olds = self._old_hashes(bound, key, cells, before)
         parts = [self.config_part(bound, before.config_hash)]
         for (dep, cell), old in zip(_zip(bound, cells), olds, strict=True):
             new = cell.value_hash
@@ -226,11 +231,16 @@ class Steps:
             kind: Any = "input"
             if dep.keyset is not None:
                 kind, group = "group", keys_of(bound.key, key, dep.keyset.key)
-                then = self.past(Moment.of(before)).members(dep, group) if old is not None else None
-                now = self.dry.members(dep, group)
-                if then is not None:
+                then = now = None
+                if old is not None and old != new:
+                    then = self.past(Moment.of(before)).members(dep, group)
+                    now = self.dry.members(dep, group)
                     changed = then != now
-                told = group_said(then, now) if then is not None else "in what cannot be told"
+                told = (
+                    group_said(then, now)
+                    if then is not None and now is not None
+                    else "in what cannot be told"
+                )
                 said = f"the group changed: {told}"
             parts.append(Part(kind, _shown(dep), old, new, changed, said))
         return tuple(parts)
