@@ -7,6 +7,7 @@ histories, other ones each time.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import tempfile
@@ -85,6 +86,7 @@ class Histories(RuleBasedStateMachine):
         self.cache = self.make_cache()
         self.before: dict[Any, shop.Product] = {}
         self.recovered = False
+        self.told: dict[Any, tuple[str, Any]] = {}  # by what the outputs are known, and what they hold
 
     # -- edits -----------------------------------------------------------------------------------------------
 
@@ -92,8 +94,8 @@ class Histories(RuleBasedStateMachine):
         products = {key: shop.Product(**vars(product)) for key, product in self.world.products.items()}
         for name, *arguments in edits:
             getattr(self, name)(*arguments)
-            if self.world.version is not None:
-                self.world.version += 1
+        if edits and self.world.version is not None:
+            self.world.version += 1
         if products != self.world.products:
             self.before = products
 
@@ -201,6 +203,41 @@ class Histories(RuleBasedStateMachine):
             )
         self.check_paid()
 
+    @rule(
+        edits=SOME_EDITS,
+        merchant=MERCHANTS,
+        builder=st.sampled_from([shop.Label, shop.Banner, shop.Logic, shop.Prompt]),
+        looks=st.tuples(*[st.sampled_from(["run", "get"])] * 3),
+    )
+    def there_and_back(
+        self, edits: list[tuple[Any, ...]], merchant: str, builder: Any, looks: tuple[str, str, str]
+    ) -> None:
+        """Inputs A, B, A: what was current in between is current no more."""
+        self.model.template = template = "{greeting}: {title}"
+        self.look(looks[0], builder, merchant)
+        world, away, now = copy.deepcopy((vars(self.world), self.away, self.clock.now))
+        self.edit(edits)
+        self.look(looks[1], builder, merchant)
+        kept = {"built": self.world.built, "version": self.world.version}
+        for name, value in {**world, **kept}.items():
+            setattr(self.world, name, value)
+        self.away, self.clock.now = away, now
+        self.edit([("wait", 0)])
+        self.look(looks[2], builder, merchant)
+        members = self.members(merchant, shop.ProductIds)
+        self.check_readers((builder,), template, members, every_config=looks[2] == "run")
+        self.check_paid()
+
+    def look(self, how: str, target: Any, merchant: str) -> None:
+        members = self.members(merchant, shop.ProductIds)
+        if how == "run":
+            result = self.session_run(
+                self.cache, merchant, (target,), self.model.template, shop.ProductIds, 2048
+            )
+            self.check_answers(result, (target,), members)
+        for key in members if how == "get" else ():
+            self.check_get(target, key, self.model.template, gather=True)
+
     @rule(text=TEXTS)
     def get_with_stand_in(self, text: str) -> None:
         feature = Controller(self.context, self.cache).get(shop.Mood, (text,))
@@ -299,9 +336,19 @@ class Histories(RuleBasedStateMachine):
                 for key, found in result.execution.results_of(target.name).items()
             }
             assert found == expected
+        names = [target.name for target in targets]
+        told = result.execution.fingerprint(names)
+        answers = [
+            sorted(result.execution.answers(name).drop(["ts"]).to_pylist(), key=repr) for name in names
+        ]
+        group = (*result.group.values(), *names)
+        if group in self.told:
+            assert (self.told[group][0] == told) == (self.told[group][1] == answers)
+        self.told[group] = (told, answers)
 
-    def check_get(self, builder: Any, key: Any, template: str) -> None:
-        feature = Controller(self.context, self.cache).get(builder, key, configs_of((builder,), template))
+    def check_get(self, builder: Any, key: Any, template: str, *, gather: bool = False) -> None:
+        controller, configs = Controller(self.context, self.cache), configs_of((builder,), template)
+        feature = controller.get(builder, key, configs, gather=gather)
         expected = self.model.answer(builder.name, key)
         assert (feature.status == "error") == (expected is shop.Failed)
         assert feature.value == (None if expected is shop.Failed else expected)
