@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featurekit_spark.budget import Budget
     from featurekit_spark.builder import Dep, FeatureBuilder, Gathered, KeySet, Metered, Source, each
     from featurekit_spark.cache.delta import DeltaCache
     from featurekit_spark.cache.memory import MemoryCache
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from featurekit_spark.values import codec, vector
 
 __all__ = [
+    "Budget",
     "Context",
     "Controller",
     "DeltaCache",
@@ -45,6 +47,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
+    "budget": ("Budget",),
     "builder": ("Dep", "FeatureBuilder", "Gathered", "KeySet", "Metered", "Source", "each"),
     "cache.delta": ("DeltaCache",),
     "cache.memory": ("MemoryCache",),

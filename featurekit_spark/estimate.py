@@ -15,8 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_spark.adopt import adopted_hashes
 from featurekit_spark.builder import Bound, Dep, Each
 from featurekit_spark.cache.base import FeatureCache, Found
+from featurekit_spark.changes import Change, changed_builders
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import local_builders
@@ -63,13 +65,18 @@ class BuilderEstimate:
     seconds: float | None = 0.0
 
     @property
+    def to_build(self) -> int:
+        return self.stale + self.miss + self.error
+
+    @property
     def keys(self) -> int:
         return self.hit + self.stale + self.miss + self.error + self.empty
 
 
 @dataclass(frozen=True)
 class PlanEstimate:
-    """What a run would do. `keys`: of the first target; `unchanged`: every key of every target is proven."""
+    """What a run would do. `keys`: of the first target; `unchanged`: every key of every target is proven; `changes`:
+    builders whose code, config or type is another than in the group's last run."""
 
     group: Mapping[str, Any]
     ts: datetime
@@ -77,6 +84,7 @@ class PlanEstimate:
     unchanged: bool
     builders: tuple[BuilderEstimate, ...]
     warnings: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     def __getitem__(self, name: str) -> BuilderEstimate:
         return next(builder for builder in self.builders if builder.name == name)
@@ -114,7 +122,9 @@ def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mappi
     last = job.cache.last_run(key_json(group))
     before = last.record.get("builders", {}) if last is not None else {}
     warnings = tuple(key_jumps(plan, {b.name: b.keys for b in builders}, before))
-    return PlanEstimate(named, job.now, walk.keys, walk.unchanged, builders, warnings)
+    adopted = adopted_hashes(job.cache, dict(zip(plan.group_fields, group, strict=True)))
+    changes = tuple(changed_builders(graph, job.bindings, last, adopted=adopted))
+    return PlanEstimate(named, job.now, walk.keys, walk.unchanged, builders, warnings, changes)
 
 
 def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -187,7 +197,7 @@ class _DryRun(Execution):
         if not more or not dep.fans_out:
             return more  # as if each led to a key of its own: rather too many than too few
         lists = lists or self._lists_before(dep)
-        return more * (sum(lists) / len(lists) if lists else 1.0)
+        return max(more * sum(lists) / len(lists), 1.0) if lists else more
 
     def _lists_before(self, dep: Dep) -> list[int]:
         """Lengths of the lists that a dep fanned out over before."""

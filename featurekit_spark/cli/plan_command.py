@@ -29,6 +29,7 @@ from featurekit_spark.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from featurekit_spark.changes import Change
     from featurekit_spark.estimate import BuilderEstimate, PlanEstimate
 
 __all__ = ["plan_command", "show_plan"]
@@ -130,6 +131,15 @@ def _facts(estimate: PlanEstimate) -> dict[str, Any]:
         "seconds": estimate.seconds,
         "builders": builders,
         "warnings": list(estimate.warnings),
+        "changes": [
+            {
+                "builder": change.builder,
+                "kinds": list(change.kinds),
+                "adoptable": change.adoptable,
+                "told": str(change),
+            }
+            for change in estimate.changes
+        ],
     }
 
 
@@ -154,7 +164,19 @@ def _text(estimate: PlanEstimate) -> str:
         lines.append("  ~: at most, because it depends on values that the run has yet to compute")
     if any(part is None for b in estimate.builders for part in (b.usd, b.tokens, b.seconds)):
         lines.append("  ?: not known, because no entry tells")
+    if estimate.changes:
+        lines += ["  changed since the last run:", *(f"    {_change(c, estimate)}" for c in estimate.changes)]
     return "\n".join(lines)
+
+
+def _change(change: Change, estimate: PlanEstimate) -> str:
+    """What changed, what it makes a run build, and how that may be saved."""
+    own = next((builder for builder in estimate.builders if builder.name == change.builder), None)
+    if own is None or not own.to_build:
+        return str(change)
+    cost = f"{own.to_build} keys to build" + (f", {_money(own.usd)} usd" if own.paid else "")
+    hint = f" (the same values? `featurekit adopt {change.builder}`)" if change.adoptable else ""
+    return f"{change}: {cost}{hint}"
 
 
 def _cells(builder: BuilderEstimate) -> str:

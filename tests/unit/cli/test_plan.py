@@ -127,3 +127,19 @@ def test_what_is_wrong_is_an_exit_code(plan: Plan) -> None:
     refused = plan("--set", "search.top_k=ten")
     assert refused.code == 3 and json.loads(refused.out)["exit_code"] == 3
     assert plan("--fail-over-usd", "-1").code == 2
+
+
+def test_a_plan_says_what_changed_since_the_last_run(workplace: Workplace, plan: Plan) -> None:
+    workplace.run()
+    template = ("--set", "prompt_template=what goes with {title}?")
+    (change,) = plan(*template).summary["changes"]
+    assert (change["builder"], change["kinds"], change["adoptable"]) == (
+        "LLMProductPrompt",
+        ["config"],
+        False,
+    )
+    assert "changed since the last run:" not in plan(output="text").out
+    lines = plan(*template, output="text").out.splitlines()
+    assert lines[-2] == "  changed since the last run:"
+    assert lines[-1].startswith("    LLMProductPrompt: its config changed from ")
+    assert lines[-1].endswith(": 6 keys to build")
