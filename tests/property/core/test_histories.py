@@ -56,6 +56,7 @@ KEYSETS = st.sampled_from([shop.ProductIds, shop.ProductIds, shop.ProductIds, sh
 EDITS = st.one_of(
     st.tuples(st.just("put"), MERCHANTS, IDS, PRODUCTS),
     st.tuples(st.just("retitle"), MERCHANTS, IDS, TITLES),
+    st.tuples(st.just("retitle"), MERCHANTS, IDS, TITLES),
     st.tuples(st.just("leave_or_return"), MERCHANTS, IDS),
     st.tuples(
         st.just("reword"), st.sampled_from(["acme", "bolt"]), st.sampled_from(["it works", "new", None])
@@ -218,6 +219,8 @@ class Histories(RuleBasedStateMachine):
         world, away, now = copy.deepcopy((vars(self.world), self.away, self.clock.now))
         self.edit(edits)
         self.look(looks[1], builder, merchant)
+        members = self.members(merchant, shop.ProductIds)
+        self.check_readers((builder,), template, members, every_config=looks[1] == "run")
         kept = {"built": self.world.built, "version": self.world.version}
         for name, value in {**world, **kept}.items():
             setattr(self.world, name, value)
@@ -226,6 +229,8 @@ class Histories(RuleBasedStateMachine):
         self.look(looks[2], builder, merchant)
         members = self.members(merchant, shop.ProductIds)
         self.check_readers((builder,), template, members, every_config=looks[2] == "run")
+        for key in members[:1]:
+            self.check_get(builder, key, template)  # which takes the matrix that is current
         self.check_paid()
 
     def look(self, how: str, target: Any, merchant: str) -> None:
@@ -237,6 +242,20 @@ class Histories(RuleBasedStateMachine):
             self.check_answers(result, (target,), members)
         for key in members if how == "get" else ():
             self.check_get(target, key, self.model.template, gather=True)
+
+    @rule(
+        merchant=MERCHANTS,
+        expiring=st.sampled_from([shop.Price, shop.Card]),
+        rate=st.sampled_from([1, 10]),
+        minutes=st.sampled_from([59, 61, 121, 121, -30]),
+    )
+    def expire(self, merchant: str, expiring: Any, rate: int, minutes: int) -> None:
+        """Nothing changes but what only a ttl lets in."""
+        self.look("run", expiring, merchant)
+        self.edit([("set_rate", rate), ("wait", minutes)])
+        if self.world.version is not None:
+            self.world.version -= 1  # no source saw any of it
+        self.look("run", expiring, merchant)
 
     @rule(text=TEXTS)
     def get_with_stand_in(self, text: str) -> None:
@@ -446,6 +465,6 @@ class DeltaHistories(Histories):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=120 * LONG, stateful_step_count=20, derandomize=LONG == 1)
+TestHistories.settings = settings(max_examples=150 * LONG, stateful_step_count=20, derandomize=LONG == 1)
 TestDeltaHistories = DeltaHistories.TestCase
 TestDeltaHistories.settings = settings(max_examples=10 * LONG, stateful_step_count=10, derandomize=LONG == 1)
