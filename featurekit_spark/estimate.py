@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from featurekit_spark.adopt import adopted_hashes
 from featurekit_spark.builder import Bound, Dep, Each
-from featurekit_spark.cache.base import FeatureCache, Found
+from featurekit_spark.cache.base import Found
 from featurekit_spark.changes import Change, changed_builders
 from featurekit_spark.controller import HandController
+from featurekit_spark.costs import cost_of_one, failed_before, newest_ok
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import local_builders
-from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
@@ -30,11 +28,9 @@ from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan, Space
 from featurekit_spark.results import Origin, Result
 
-__all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps", "known_prices"]
+__all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps"]
 
 Key = tuple[Any, ...]
-# How many of a builder's newest entries tell what its next ones cost.
-_SAMPLE = 1_000
 _JUMP = 1.5
 
 
@@ -44,8 +40,8 @@ class BuilderEstimate:
 
     `hit`: answered by the cache, those `proven` by a target's trace among them (nothing below those is walked).
     `stale`: there is an entry, but its ttl has passed. `miss`: there is none. `error`: failed last time and is built
-    again, or fails already now. `empty`: null because an input is. `estimated`: some keys were told from history, or
-    depend on values that are not there yet, so that at most so many are built and some may turn out to be hits.
+    again, or fails already now. `empty`: null because an input is. `estimated`: some keys are told from history, or
+    depend on values that are not there yet and may turn out to be hits.
     `calls`, `tokens`, `usd` and `seconds` (of one core) are for what is built, by this builder's own entries; None
     where no entry tells.
     """
@@ -138,18 +134,6 @@ def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[
             yield f"{name} has {now} keys, the last run had {then}: look at what the catalog holds today"
 
 
-def known_prices(cache: FeatureCache, graph: Graph, bindings: Bindings) -> dict[str, float | None]:
-    """The dearest of each paid builder's newest calls with today's config; None where those have no price. A builder
-    without any is left out."""
-    prices: dict[str, float | None] = {}
-    for builder in graph:
-        if builder.paid and cache.has(builder.name):
-            rows = _newest_ok(cache, bindings[builder], other_configs=False)
-            if len(rows):
-                prices[builder.name] = pc.max(rows["usd"]).as_py()
-    return prices
-
-
 class _DryRun(Execution):
     """An execution that builds nothing with a price, and leaves no trace."""
 
@@ -203,7 +187,7 @@ class _DryRun(Execution):
         """Lengths of the lists that a dep fanned out over before."""
         (source,) = [source.dep.builder for _, source in dep.on_fields if isinstance(source, Each)]
         bound = self.job.bindings[source]
-        values = _newest_ok(self.job.cache, bound)["value"].drop_null().to_pylist()
+        values = newest_ok(self.job.cache, bound, ["value"])["value"].drop_null().to_pylist()
         return [len(set(map(repr, bound.type.decode(value)))) for value in values]
 
     def _estimate(self, bound: Bound, proven: int) -> BuilderEstimate:
@@ -213,11 +197,11 @@ class _DryRun(Execution):
         made = [(text, r) for text, r in walked if r.origin in (Origin.MISS, Origin.COMPUTED)]
         failing = sum(r.failed for _, r in walked)
         stale = {text for text, _ in made if (name, text) in self.dry.expired}
-        failed = _failed_before(self.job.cache, bound) if made else set()
+        failed = failed_before(self.job.cache, bound) if made else set()
         retried = {text for text, _ in made if text in failed} - stale
         unknown = sum(r.unknown for _, r in made) + beyond
         spent = sum(r.seconds or 0.0 for _, r in walked if r.origin in (Origin.COMPUTED, Origin.ERROR))
-        each = _costs(self.job.cache, bound) if unknown else {}
+        each = cost_of_one(self.job.cache, bound) if unknown else {}
         calls = unknown if paid else 0
         tokens, seconds = _times(calls, each.get("tokens")), _times(unknown, each.get("seconds"))
         return BuilderEstimate(
@@ -318,34 +302,6 @@ def _moved_fields(space: Space) -> set[str]:
     if space.origin is None or space.dep is None:
         return set()
     return {field for field, _ in space.dep.on_fields} | (_moved_fields(space.origin) & set(space.key))
-
-
-def _failed_before(cache: FeatureCache, bound: Bound) -> set[str]:
-    """Keys whose newest entry under this config is an error."""
-    if bound.builder.inline or not cache.has(bound.name):
-        return set()
-    rows = cache.history(bound.name).select(["key", "config_hash", "status", "recorded"])
-    rows = rows.filter(pc.equal(rows["config_hash"], bound.config_hash)).sort_by("recorded")
-    newest = dict(zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True))
-    return {key for key, status in newest.items() if status == "error"}
-
-
-def _costs(cache: FeatureCache, bound: Bound) -> dict[str, float | None]:
-    """Mean seconds, tokens and usd of one build."""
-    rows = _newest_ok(cache, bound)
-    return {name: pc.mean(rows[name]).as_py() for name in ("seconds", "tokens", "usd")}
-
-
-def _newest_ok(cache: FeatureCache, bound: Bound, *, other_configs: bool = True) -> pa.Table:
-    """A builder's newest entries: of this config, and of any where this one has none."""
-    rows = cache.history(bound.name)
-    rows = rows.filter(pc.equal(rows["status"], "ok"))
-    own = rows.filter(pc.equal(rows["config_hash"], bound.config_hash))
-    return (
-        (own if len(own) or not other_configs else rows)
-        .sort_by([("recorded", "descending")])
-        .slice(0, _SAMPLE)
-    )
 
 
 def _times(count: int, each: float | None) -> float | None:

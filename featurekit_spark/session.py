@@ -17,11 +17,12 @@ from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.controller import Controller, Feature, run_clock
+from featurekit_spark.costs import known_prices
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import UsageError
-from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps, known_prices
+from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
@@ -158,9 +159,7 @@ class Session:
             )
         return estimate_run(plan, graph, job, group=key, named=group)
 
-    def why(
-        self, target: Target, key: Any, configs: Mapping[Any, Any] | None = None, **group: Any
-    ) -> Why:
+    def why(self, target: Target, key: Any, configs: Mapping[Any, Any] | None = None, **group: Any) -> Why:
         """Why a feature at a key would be computed again, or that it would not; `print` it. Builds nothing dear.
 
         `target` as in `run`, `Builder.over(KeySet)`; a bare builder has no traces, and `group` then says whose run

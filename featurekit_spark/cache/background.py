@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder
-from featurekit_spark.cache.base import Entry, FeatureCache, Found, RunRecord, TraceRow
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache, Found, RunRecord, TraceRow
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 
 __all__ = ["BackgroundAppends"]
@@ -91,9 +91,9 @@ class BackgroundAppends:
         self.wait(builder)
         return self.cache.traces(builder, group)
 
-    def history(self, builder: str) -> pa.Table:
+    def history(self, builder: str, columns: Sequence[str] = ENTRY_SCHEMA.names) -> pa.Table:
         self.wait(builder)
-        return self.cache.history(builder)
+        return self.cache.history(builder, columns)
 
     def newest(self, builder: str) -> pa.Table:
         self.wait(builder)

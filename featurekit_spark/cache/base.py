@@ -187,8 +187,8 @@ class FeatureCache(Protocol):
         An ok target row reads as `superseded` where another entry became current after it: it proves nothing.
         """
 
-    def history(self, builder: str) -> pa.Table:
-        """All entries of a builder as they are stored (ENTRY_SCHEMA)."""
+    def history(self, builder: str, columns: Sequence[str] = ENTRY_SCHEMA.names) -> pa.Table:
+        """All entries of a builder as they are stored (these columns of ENTRY_SCHEMA)."""
 
     def newest(self, builder: str) -> pa.Table:
         """The current entry of every key of a builder; of several configs the newest (ENTRY_SCHEMA)."""

@@ -148,8 +148,8 @@ def _text(estimate: PlanEstimate) -> str:
     if estimate.unchanged:
         lines = [f"{head}, all proven unchanged: a run would compute nothing"]
     else:
-        most = "at most " if any(b.estimated for b in estimate.builders if b.paid) else ""
-        paid = f"{most}{estimate.calls} calls ({_told(estimate.tokens)} tokens, {_money(estimate.usd)} usd)"
+        about = "about " if any(b.estimated for b in estimate.builders if b.paid) else ""
+        paid = f"{about}{estimate.calls} calls ({_told(estimate.tokens)} tokens, {_money(estimate.usd)} usd)"
         seconds = _seconds(estimate.seconds)
         lines = [f"{head}; a run would make {paid} and compute for about {seconds} s of one core"]
     width = max(len(builder.name) for builder in estimate.builders)
@@ -161,7 +161,7 @@ def _text(estimate: PlanEstimate) -> str:
             f"  {proven} of the hits are proven unchanged: what they were made from is not looked up"
         )
     if estimate.estimated:
-        lines.append("  ~: at most, because it depends on values that the run has yet to compute")
+        lines.append("  ~: about, because it depends on values that the run has yet to compute")
     if any(part is None for b in estimate.builders for part in (b.usd, b.tokens, b.seconds)):
         lines.append("  ?: not known, because no entry tells")
     if estimate.changes:

@@ -78,7 +78,7 @@ def test_text_is_a_table(workplace: Workplace, plan: Plan) -> None:
     assert completion == ["LLMCompletion", "0", "0", "6", "0", "6", "?", "?", "?"]
     (searcher,) = [line.split() for line in lines if "Searcher" in line]
     assert searcher[3] == "~6"
-    assert lines[-2].startswith("  ~: at most") and lines[-1].startswith("  ?: not known")
+    assert lines[-2].startswith("  ~: about") and lines[-1].startswith("  ?: not known")
     workplace.run()
     assert plan(output="text").out.startswith(
         "abt US: 6 products, all proven unchanged: a run would compute nothing"
