@@ -1,4 +1,4 @@
-"""The data files of a cache's tables: reading their rows without values, taking rows out, and clearing away files.
+"""The data files of a cache's tables: reading their rows, and taking rows out.
 
 Rows are taken out by writing the files that hold them anew and swapping them in one commit: exact, whatever the number
 of rows, and without a predicate that would leave keys in the table's log. Knows files, not why a row must go.
@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -34,31 +33,30 @@ __all__ = [
     "TABLES",
     "DataFile",
     "Removed",
-    "compact",
     "data_files",
     "file_rows",
-    "forget_log",
     "remove_rows",
     "rows_of",
-    "unused_files",
-    "vacuum",
 ]
 
 SCHEMAS = {"entries": ENTRY_SCHEMA, "traces": TRACE_SCHEMA, "runs": RUN_SCHEMA}
 TABLES = tuple(SCHEMAS)
-SAFE_HOURS = 168  # Delta's own: no reader holds a snapshot for a week
-_STAGED_HOURS = 24  # no run takes longer than this from writing a file to committing it
 _TRIES = 5
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that a table's current version names. `path`: below the table's folder; `builder` "" for runs."""
+    """A file that a table's current version names. `path`: below the table's folder; `builder` "" for runs.
+
+    `replaceable`: `deltalake` can take it out of the table. Spark writes letters beyond ASCII into a path as they are,
+    `deltalake` percent-encodes them, and then does not find the file that it takes out.
+    """
 
     path: str
     builder: str
     size: int
     rows: int
+    replaceable: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def data_files(table: DeltaTable) -> list[DataFile]:
             row.get("partition.builder") or "",
             row["size_bytes"] or 0,
             row["num_records"] or 0,
+            row["path"].isascii(),
         )
         for row in actions
     ]
@@ -159,95 +158,6 @@ def remove_rows(
     )
 
 
-def compact(cache: DeltaCache, name: str, *, z_order: bool = False) -> dict[str, Any]:
-    """Merge a table's small files; with `z_order` sort by key. How many files there were and are, and their bytes."""
-    from deltalake import WriterProperties
-    from deltalake.exceptions import DeltaError
-
-    table = cache.table(name)
-    if table is None:
-        return {"files_before": 0, "files": 0, "bytes_before": 0, "bytes": 0}
-    before = data_files(table)
-    properties = WriterProperties(compression="ZSTD", compression_level=1)
-    try:
-        with table_lock(cache.table_path(name), owner="cache optimize"):
-            table.update_incremental()
-            if z_order and name != "runs":
-                table.optimize.z_order(["key"], writer_properties=properties)
-            else:
-                table.optimize.compact(writer_properties=properties)
-    except (DeltaError, OSError) as error:
-        raise CacheError(
-            f"{cache.table_path(name)} could not be compacted: {error}. The table is as it was; "
-            "`featurekit cache verify` lists damaged files."
-        ) from error
-    table.update_incremental()
-    after = data_files(table)
-    return {
-        "files_before": len(before),
-        "files": len(after),
-        "bytes_before": sum(file.size for file in before),
-        "bytes": sum(file.size for file in after),
-    }
-
-
-def unused_files(cache: DeltaCache, name: str, *, now: datetime, remove: bool) -> list[str]:
-    """Files older than a day that no version of the table names (written by workers and never committed), and old
-    marks of theirs; removed where `remove`."""
-    table = cache.table(name)
-    if table is None:
-        return []
-    from pyarrow import fs
-
-    # What only the full listing has is in no commit at all; the other one has what commits took out.
-    found = [
-        set(table.vacuum(_STAGED_HOURS, dry_run=True, enforce_retention_duration=False, full=full))
-        for full in (True, False)
-    ]
-    unused = sorted(found[0] - found[1])
-    storage = filesystem_of(table.table_uri)
-    for mark in storage.get_file_info(fs.FileSelector("_featurekit", allow_not_found=True)):
-        if mark.mtime is not None and (now - mark.mtime).total_seconds() > _STAGED_HOURS * 3600:
-            unused.append(mark.path)
-    if remove:
-        for path in unused:
-            storage.delete_file(path)
-    return unused
-
-
-def vacuum(cache: DeltaCache, name: str, *, hours: int = SAFE_HOURS, unreferenced: bool = True) -> int:
-    """Delete files that left the table more than `hours` ago, and with `unreferenced` those of that age that were never
-    in it; how many. Readers and writers that go on need a day or more."""
-    table = cache.table(name)
-    if table is None:
-        return 0
-    from deltalake.exceptions import DeltaError
-
-    try:
-        with table_lock(cache.table_path(name), owner="vacuum"):
-            table.update_incremental()
-            return len(
-                table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=unreferenced)
-            )
-    except (DeltaError, OSError) as error:
-        raise CacheError(f"{cache.table_path(name)} could not be vacuumed: {error}") from error
-
-
-def forget_log(cache_path: str, storage_options: dict[str, str] | None = None) -> None:
-    """Drop a table's history: its log has bounds of keys of files that are gone. Nobody may be reading it."""
-    from deltalake import DeltaTable
-
-    key, none = "delta.logRetentionDuration", "interval 0 days"
-    with table_lock(cache_path, owner="cache purge"):
-        table = DeltaTable(cache_path, storage_options=storage_options or None)
-        before = table.metadata().configuration.get(key, "interval 30 days")
-        table.alter.set_table_properties({key: none})
-        table = DeltaTable(cache_path, storage_options=storage_options or None)
-        table.create_checkpoint()
-        table.cleanup_metadata()
-        table.alter.set_table_properties({key: before})
-
-
 def _planned(
     table: DeltaTable,
     name: str,
@@ -270,6 +180,12 @@ def _planned(
         hit = int(sum(mask.sum() for mask in masks))
         if not hit:
             continue
+        if not file.replaceable:
+            raise CacheError(
+                f"{hit} rows of {file.builder!r} are in {file.path!r}, which Spark wrote below a folder that deltalake "
+                f"cannot take a file out of. Nothing was removed from {table.table_uri}. Delete them with Spark: "
+                "DELETE FROM delta.`PATH` WHERE builder = ..., or call the builder by an ASCII name."
+            )
         partition: dict[str, str | None] = {} if name == "runs" else {"builder": file.builder}
         rows, files, freed = rows + hit, files + 1, freed + file.size
         actions.append(

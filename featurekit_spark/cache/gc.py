@@ -35,6 +35,7 @@ from featurekit_spark.cache.rows import (
     traces_of,
     tuples,
 )
+from featurekit_spark.cache.upkeep import unused_files, vacuum
 
 __all__ = ["GcOptions", "choose", "collect"]
 
@@ -69,14 +70,14 @@ def collect(
     """
     if dry_run:
         doomed = choose(*_read(cache), options, now=now)
-        unused = files.unused_files(cache, "entries", now=now, remove=False)
+        unused = unused_files(cache, "entries", now=now, remove=False)
         return {**doomed.report, "dry_run": True, "unused_files": len(unused), "vacuumed_files": 0}
     with alone(cache, owner="cache gc", warehouse=warehouse):
         entries, traces, runs = _read(cache)
         doomed = choose(entries, traces, runs, options, now=now)
         take_out(cache, entries, traces, doomed)
-        unused = files.unused_files(cache, "entries", now=now, remove=True)
-        vacuumed = sum(files.vacuum(cache, name) for name in files.TABLES)
+        unused = unused_files(cache, "entries", now=now, remove=True)
+        vacuumed = sum(vacuum(cache, name) for name in files.TABLES)
         report = {
             **doomed.report,
             "dry_run": False,

@@ -35,6 +35,7 @@ from featurekit_spark.cache.rows import (
     traces_of,
     tuples,
 )
+from featurekit_spark.cache.upkeep import forget_log, vacuum
 from featurekit_spark.locks import local_path
 
 __all__ = ["PURGED", "PurgePlan", "Subject", "apply_purge", "mentioned", "plan_purge", "scrubbed"]
@@ -125,8 +126,8 @@ def apply_purge(cache: DeltaCache, plan: PurgePlan, *, reason: str, now: datetim
     for name in files.TABLES:
         if cache.table(name) is not None:
             # Nobody reads or writes now; where no lock can say so, what may be somebody's unfinished file stays.
-            files.vacuum(cache, name, hours=0, unreferenced=local_path(cache.path) is not None)
-            files.forget_log(cache.table_path(name), cache.storage_options)
+            vacuum(cache, name, hours=0, unreferenced=local_path(cache.path) is not None)
+            forget_log(cache.table_path(name), cache.storage_options)
     clear_state(cache)
     return {**plan.report, "run_records": records}
 

@@ -141,7 +141,8 @@ def optimize_command(
     """
     with guarded(output):
         place = place_of(path, merchant, market, conf_file, overrides)
-        from featurekit_spark.cache.files import TABLES, compact, vacuum
+        from featurekit_spark.cache.files import TABLES
+        from featurekit_spark.cache.upkeep import compact, vacuum
 
         report = {}
         for name in TABLES:
@@ -156,6 +157,8 @@ def optimize_command(
                 f"{shown_size(facts['bytes_before'])} -> {shown_size(facts['bytes'])}, "
                 f"{facts['vacuumed_files']} old files deleted"
             )
+            if facts["skipped"]:
+                print(f"  left as they are, because Spark wrote their folder: {', '.join(facts['skipped'])}")
 
 
 @cache_app.command("verify")

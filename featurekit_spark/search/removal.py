@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 
-from featurekit_spark.cache.files import forget_log
+from featurekit_spark.cache.upkeep import forget_log
 from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
 from featurekit_spark.search.matrix import host_folder

@@ -27,7 +27,7 @@ def remove_from_delta(path: str, concerned: Concerned, *, dry_run: bool = False)
     from deltalake import DeltaTable, QueryBuilder, write_deltalake
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    from featurekit_spark.cache.files import forget_log
+    from featurekit_spark.cache.upkeep import forget_log
     from featurekit_spark.sinks.delta import recommendations_schema
 
     told: dict[str, Any] = {"rows": 0, "lists": 0, "groups": []}

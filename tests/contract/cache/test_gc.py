@@ -19,6 +19,7 @@ from featurekit_spark.cache.base import RunRecord, TraceRow
 from featurekit_spark.cache.care import alone, reading
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.gc import GcOptions, collect
+from featurekit_spark.cache.upkeep import unused_files
 from featurekit_spark.errors import CacheError, LockedError
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.locks import file_lock
@@ -267,7 +268,7 @@ def test_files_compacted_in_between_are_planned_anew(tmp_path: Path, monkeypatch
     assert collect(cache, OLD, now=LATER)["rows"] == 2
     assert tries == ["entries", "entries"]
     assert [value for _, value in values(cache)] == [b"v2", b"x", b"x", b"x"]
-    assert files.unused_files(cache, "entries", now=LATER, remove=False) == []
+    assert unused_files(cache, "entries", now=LATER, remove=False) == []
 
 
 def test_what_is_left_is_pruned_and_written_as_before(tmp_path: Path) -> None:
