@@ -93,8 +93,9 @@ def _timed(
         "lookup_alone": seconds[1],
         "lookup_keys": len(wanted),
         "build": build,
-        # A batch's look-up against a build's share of its batch: what a run would pay either way.
-        "better_inline": build is not None and not paid and build < seconds[0],
+        # A batch's look-up against a build's share of its batch: what a run would pay either way. A scanned source
+        # has no time of its own.
+        "better_inline": bool(build) and not paid and build < seconds[0],
     }
 
 

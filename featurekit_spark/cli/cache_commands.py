@@ -281,7 +281,7 @@ def _stats_text(found: Mapping[str, Any]) -> Iterator[str]:
     if quick:
         yield (
             f"Quicker to build than to look up, in batches: {', '.join(quick)}. `inline = True` on such a "
-            "builder keeps it out of the cache; a source's own entries say what it read, and stay."
+            "builder keeps it out of the cache."
         )
 
 
