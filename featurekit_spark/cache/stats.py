@@ -95,7 +95,7 @@ def _timed(
         "build": build,
         # A batch's look-up against a build's share of its batch: what a run would pay either way. A scanned source
         # has no time of its own.
-        "better_inline": bool(build) and not paid and build < seconds[0],
+        "better_inline": not paid and build is not None and 0 < build < seconds[0],
     }
 
 
