@@ -80,8 +80,7 @@ def group_hash(pairs: Iterable[tuple[str, str]], buckets: Iterable[str] | None =
         for (key, value), bucket in zip(pairs, buckets, strict=True):
             found.setdefault(bucket, []).append(f"{key}={value}")
     return bucket_digests(
-        (name, sha256(",".join(sorted(members)).encode()).hexdigest()[:32])
-        for name, members in found.items()
+        (name, sha256(",".join(sorted(members)).encode()).hexdigest()[:32]) for name, members in found.items()
     )
 
 

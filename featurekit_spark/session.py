@@ -203,11 +203,12 @@ class Session:
             self._purse(budget, graph, bindings),
         )
         names = [target.builder.name for target in plan.targets]
-        mark = key_json((*key, *names))
         stands = standing(plan, graph, bindings, self.context)
-        last = self.cache.mark(mark) if stands is not None else None
-        if stands is not None and last is not None and stands.same_as(last, job.now):
-            return self._unchanged(plan, graph, job, key, group, last)
+        marks, own = dict(self.cache.mark(key_json(key)) or {}), key_json(names)
+        if stands is not None and stands.same_as(marks.get(own), job.now):
+            return self._unchanged(plan, graph, job, key, group, marks[own])
+        if marks:  # before anything changes: a run that breaks off leaves none
+            self.cache.put_mark(key_json(key), None)
         execution = self._executed(plan, graph, job, key)
         counts = execution.counts()
         errors = execution.errors(names)
@@ -227,7 +228,9 @@ class Session:
         self.cache.record_run(
             RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings))
         )
-        self.cache.put_mark(mark, mark_of(stands, execution, names))
+        # What other targets' marks say still holds where this run changed nothing.
+        marks = {**(marks if execution.unchanged else {}), own: mark_of(stands, execution, names)}
+        self.cache.put_mark(key_json(key), {name: mark for name, mark in marks.items() if mark} or None)
         return result
 
     def _purse(self, budget: Budget | None, graph: Graph, bindings: Bindings) -> Purse | None:

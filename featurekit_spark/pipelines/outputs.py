@@ -64,6 +64,7 @@ def rollback(
     moved = {step.sink.name for step in steps if step.switch or step.held is not None}
     kept = {name: mark for name, mark in (last.record["sinks"] if last else {}).items() if name not in moved}
     if moved:
+        cache.put_mark(group, None)
         cache.record_run(RunRecord(run_id, group, now, "rolled back", {"sinks": kept, "to": dict(runs)}))
     for step in steps:
         if step.held is not None:
