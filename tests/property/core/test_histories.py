@@ -199,9 +199,7 @@ class Histories(RuleBasedStateMachine):
         key = (merchant, "US", product_id)
         self.check_get(builder, key, template)
         if self.model.answer(builder.name, key) is not shop.Failed:
-            self.check_readers(
-                (builder,), template, [key], every_config=shop.Prompt not in Graph([builder]).order
-            )
+            self.check_readers((builder,), template, [key], every_config=builder is not shop.Prompt)
         self.check_paid()
 
     @rule(
@@ -220,7 +218,8 @@ class Histories(RuleBasedStateMachine):
         self.edit(edits)
         self.look(looks[1], builder, merchant)
         members = self.members(merchant, shop.ProductIds)
-        self.check_readers((builder,), template, members, every_config=looks[1] == "run")
+        # Other targets look at prompts under another config, and leave those of this one as they are.
+        self.check_readers((builder,), template, members, every_config=builder is not shop.Prompt)
         kept = {"built": self.world.built, "version": self.world.version}
         for name, value in {**world, **kept}.items():
             setattr(self.world, name, value)
@@ -228,7 +227,7 @@ class Histories(RuleBasedStateMachine):
         self.edit([("wait", 0)])
         self.look(looks[2], builder, merchant)
         members = self.members(merchant, shop.ProductIds)
-        self.check_readers((builder,), template, members, every_config=looks[2] == "run")
+        self.check_readers((builder,), template, members, every_config=builder is not shop.Prompt)
         for key in members[:1]:
             self.check_get(builder, key, template)  # which takes the matrix that is current
         self.check_paid()
@@ -465,6 +464,6 @@ class DeltaHistories(Histories):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=150 * LONG, stateful_step_count=20, derandomize=LONG == 1)
+TestHistories.settings = settings(max_examples=130 * LONG, stateful_step_count=20, derandomize=LONG == 1)
 TestDeltaHistories = DeltaHistories.TestCase
-TestDeltaHistories.settings = settings(max_examples=10 * LONG, stateful_step_count=10, derandomize=LONG == 1)
+TestDeltaHistories.settings = settings(max_examples=7 * LONG, stateful_step_count=10, derandomize=LONG == 1)
