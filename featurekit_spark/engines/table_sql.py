@@ -59,7 +59,7 @@ def entry_struct() -> str:
     """`row_struct` of a cache entry beside `now`, the id and the reads of its key's current entry."""
     return row_struct(
         cached="true",
-        current="entry_id = now.entry_id",
+        current="entry_id <=> now.entry_id",
         last_reads="IF(entry_id = now.entry_id, now.reads, NULL)",
         origin=None,
         until=None,

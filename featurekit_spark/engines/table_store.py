@@ -75,9 +75,7 @@ class TableStore:
         entries = (
             self._table("entries").where(ours & (F.col("status") == "ok")).join(keys, "key", "left_semi")
         )
-        pointing = (
-            ours & (F.col("kind") != "group") & (F.col("status") == "ok") & F.col("entry_id").isNotNull()
-        )
+        pointing = ours & (F.col("kind") != "group") & (F.col("status") == "ok")
         pointers = self._table("traces").where(pointing).join(keys, "key", "left_semi")
         none = F.lit(None).cast("string").alias("reads")
         marks = entries.select("key", "entry_id", none, "recorded", F.lit(0).alias("rank")).union(
@@ -129,7 +127,7 @@ class TableStore:
         by_hand = [builder.name for builder in known if builder.is_dynamic()]
         fresh = F.col("origin").isin(*FRESH) & ~F.col("builder").isin(*inline)
         hand = F.col("builder").isin(*by_hand) & (F.col("origin") == "computed")
-        again = ((F.col("origin") == "hit") & ~F.col("current") | hand) & F.col("entry_id").isNotNull()
+        again = F.col("origin").isin("hit", "empty") & ~F.col("current") | hand
         stats = rows.groupBy("builder", "origin").agg(
             F.count("*").alias("number"),
             *(F.sum(name).alias(name) for name in ("seconds", "tokens", "usd")),
@@ -143,7 +141,8 @@ class TableStore:
             self.append("entries", rows.where(fresh).drop("run_id"))
         if any(row["again"] for row in found):
             marked = rows.where(again).select(
-                "builder", "key", "config_hash", "entry_id", F.when(hand, F.col("reads")).alias("reads")
+                *("builder", "key", "config_hash", "entry_id", "value_hash"),
+                F.when(hand, F.col("reads")).alias("reads"),
             )
             marked = text_reads(marked, empty="[]") if by_hand else marked.drop("reads")
             constants = {"kind": "pointer", "group": "", "status": "ok"}

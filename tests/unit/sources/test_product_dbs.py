@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -105,13 +106,13 @@ def test_asking_for_the_version_loads_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_file_is_loaded_once_per_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[Path] = []
-    real = files_module.read_columns
+    real = files_module.read_tables
 
-    def counting(path: Path, names: Sequence[str]) -> Iterator[list[list[str]]]:
+    def counting(path: Path, names: Sequence[str]) -> Iterator[Any]:
         loads.append(path)
         return real(path, names)
 
-    monkeypatch.setattr(files_module, "read_columns", counting)
+    monkeypatch.setattr(files_module, "read_tables", counting)
     db = csv_db(tmp_path, "product_id,title\n1,a\n")
     for _ in range(3):
         asyncio.run(db.get_products({"title"}, {"1"}))
