@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ import numpy as np
 
 from featurekit_spark.errors import CacheError, DataError
 from featurekit_spark.locks import table_lock
+from featurekit_spark.search.incremental import Change, change_between
 from featurekit_spark.search.kernel import FlatIndex, Floats
 
 __all__ = ["Matrix", "MatrixRef", "MatrixStore", "host_folder"]
@@ -111,6 +112,16 @@ class MatrixStore:
             while len(_opened) > _KEPT_OPEN:
                 _opened.popitem(last=False)
         return matrix
+
+    def change(self, former: MatrixRef | dict[str, Any], ref: MatrixRef | dict[str, Any]) -> Change:
+        """What makes the matrix `ref` of the matrix `former`; remembered. CacheError where one of them is gone."""
+        old, new = self.open(former), self.open(ref)
+        with _lock:
+            found = next((change for a, b, change in _changes if a is old and b is new), None)
+            if found is None:
+                found = change_between(old.vectors, old.row_of, new.vectors, new.ids)
+                _changes.append((old, new, found))
+        return found
 
     def _has(self, ref: MatrixRef) -> bool:
         from deltalake import DeltaTable
@@ -198,6 +209,7 @@ class MatrixStore:
 
 _lock = threading.Lock()
 _opened: OrderedDict[str, Matrix] = OrderedDict()
+_changes: deque[tuple[Matrix, Matrix, Change]] = deque(maxlen=2)
 
 
 def _fresh_lock() -> None:

@@ -1,0 +1,94 @@
+"""Old lists merged with a search of the changed rows equal a full search, whatever changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurekit_spark.search import FlatIndex, OldLists, merge_top_k
+from featurekit_spark.search.incremental import change_between
+
+
+def unit(rows: Any) -> Any:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def draw(random: Any, kind: str, rows: int, dim: int) -> Any:
+    if kind == "few":  # many equal scores
+        return unit(random.integers(-1, 2, (rows, dim)) + 3 * np.eye(dim)[random.integers(0, 2, rows)])
+    return unit(random.standard_normal((rows, dim)))
+
+
+def full(vectors: Any, ids: Any, queries: Any, k: int) -> tuple[Any, Any]:
+    scores, rows = FlatIndex(vectors, ids=ids).search(queries, k)
+    return np.round(scores.astype(np.float64), 6), rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(["random", "few"]),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(0, 60),
+    changed=st.integers(0, 12),
+    gone=st.integers(0, 12),
+    new=st.integers(0, 12),
+    k=st.integers(1, 15),
+    dim=st.sampled_from([2, 5, 32]),
+)
+def test_equal_to_a_full_search(
+    kind: str, seed: int, size: int, changed: int, gone: int, new: int, k: int, dim: int
+) -> None:
+    random = np.random.default_rng(seed)
+    former = {
+        f"p{i:03}": row
+        for i, row in zip(random.permutation(size), draw(random, kind, size, dim), strict=True)
+    }
+    now = dict(former)
+    for name, row in zip(
+        random.permutation(list(now))[: min(changed, size)], draw(random, kind, changed, dim), strict=False
+    ):
+        now[str(name)] = row
+    for name in random.permutation(list(now))[: min(gone, size)]:
+        del now[str(name)]
+    now |= {
+        f"p{i:03}": row
+        for i, row in zip(random.integers(0, 99, new), draw(random, kind, new, dim), strict=True)
+    }
+    queries = np.stack([*draw(random, kind, 6, dim), *list(now.values())[:4]])
+    (old_ids, old_vectors), (ids, vectors) = (
+        (sorted(m), np.array([m[name] for name in sorted(m)], np.float32).reshape(-1, dim))
+        for m in (former, now)
+    )
+    change = change_between(old_vectors, {name: row for row, name in enumerate(old_ids)}, vectors, ids)
+    old_scores, old_rows = full(old_vectors, old_ids, queries, k)
+    carried = [[change.kept.get(old_ids[row], -1) if row >= 0 else -1 for row in rows] for rows in old_rows]
+
+    index = FlatIndex(vectors, ids=ids)
+    old = OldLists(np.array(carried, np.int64).reshape(-1, k), old_scores)
+    scores, rows, settled = merge_top_k(index, queries, old, change)
+
+    expected_scores, expected_rows = full(vectors, ids, queries, k)
+    np.testing.assert_array_equal(scores[settled], expected_scores[settled])
+    found = np.where(scores == -np.inf, -1, rows)
+    np.testing.assert_array_equal(found[settled], expected_rows[settled])
+    lost = ((old.rows < 0) & (old_scores > -np.inf)).any(axis=1)
+    assert settled[~lost].all()
+
+
+def test_a_list_that_lost_a_member_is_settled_where_new_rows_fill_it() -> None:
+    queries = np.array([[1, 0]], np.float32)
+    former = unit(np.array([[1.0, 0.1], [1.0, 0.5], [1.0, 2.0]]))
+    ids = ["a", "b", "c"]
+    place = {name: row for row, name in enumerate(ids)}
+
+    def settled(new: list[float]) -> bool:
+        vectors = np.concatenate([former[1:], unit(np.array([new]))])
+        change = change_between(former, place, vectors, ["b", "c", "d"])
+        old = OldLists(np.array([[-1, 0]]), np.round((former[:2] @ queries[0]).astype(np.float64), 6)[None])
+        return bool(merge_top_k(FlatIndex(vectors), queries, old, change)[2][0])
+
+    assert settled([1.0, 0.2])  # better than b, which was last in a list of two
+    assert not settled([1.0, 1.9])  # worse than b: somebody in between may have been left out of the list
