@@ -17,12 +17,12 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, FeatureBuilder, Source
 from featurekit_spark.cache.base import ENTRY_SCHEMA, FeatureCache, Found, RunRecord, TraceRow
 from featurekit_spark.changes import ChangeKind, changed_builders
 from featurekit_spark.controller import run_clock
 from featurekit_spark.errors import UsageError
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.fingerprint import entry_id, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.sample import Disagreement, Sample, take_sample

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound
 from featurekit_spark.cache.base import RunRecord
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.fingerprint import config_hash
 from featurekit_spark.graph import Graph
 

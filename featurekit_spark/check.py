@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import KeySet, import_path, keys_of
 from featurekit_spark.cache.base import TRACE_SCHEMA
 from featurekit_spark.controller import HandController
-from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import bucket_of, digest, group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pyarrow as pa
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.build import Built
 from featurekit_spark.builder import (
@@ -25,7 +26,7 @@ from featurekit_spark.builder import (
 )
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.errors import BudgetError, BuildError, ContextError
-from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import entry_id, inputs_hash, key_json
 from featurekit_spark.freshness import NO_FALLBACK
 from featurekit_spark.graph import Graph

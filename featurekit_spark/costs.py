@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound
 from featurekit_spark.cache.base import FeatureCache
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.graph import Graph
 
 __all__ = ["cost_of_one", "failed_before", "known_prices", "newest_ok"]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, FeatureBuilder, KeySet, Source, keys_of, parse_key
 from featurekit_spark.cache.base import Entry, FeatureCache
 from featurekit_spark.controller import run_clock
 from featurekit_spark.errors import UsageError, known_names
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job

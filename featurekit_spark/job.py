@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.cache.base import FeatureCache
-from featurekit_spark.evaluate import Bindings
 
 __all__ = ["Job", "Progress"]
 

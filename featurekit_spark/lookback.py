@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, Dep, Each, FeatureBuilder, KeySet, Source, as_dep, keys_of
 from featurekit_spark.cache.base import Entry, Found
 from featurekit_spark.controller import HandController
-from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import scan_of
 from featurekit_spark.fingerprint import inputs_hash, key_json
 from featurekit_spark.job import Job

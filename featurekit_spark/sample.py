@@ -14,11 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, FeatureBuilder
 from featurekit_spark.cache.base import FeatureCache, Found
 from featurekit_spark.controller import Feature, HandController, run_clock
 from featurekit_spark.errors import BuildError, NotBuiltError, UsageError
-from featurekit_spark.evaluate import Bindings, Evaluator, Lookup
+from featurekit_spark.evaluate import Evaluator, Lookup
 from featurekit_spark.fingerprint import digest
 from featurekit_spark.results import Origin, Result, new_entries, to_rows
 

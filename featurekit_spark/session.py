@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
@@ -23,7 +24,6 @@ from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph

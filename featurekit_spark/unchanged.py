@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Source
 from featurekit_spark.check import plan_hash
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.execute import Execution
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job

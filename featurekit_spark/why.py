@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import FeatureBuilder, KeySet, keys_of, load_builder, parse_key
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.check import group_trace, plan_hash
 from featurekit_spark.controller import run_clock
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.fingerprint import group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job

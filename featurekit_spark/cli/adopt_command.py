@@ -94,8 +94,8 @@ def adopt_command(
 
 def _adopt(boot: Bootstrap, name: str, named: dict[str, str], **options: Any) -> Adoption:
     from featurekit_spark.adopt import adopt
+    from featurekit_spark.bindings import Bindings
     from featurekit_spark.builder import load_builder
-    from featurekit_spark.evaluate import Bindings
     from featurekit_spark.graph import Graph
 
     keyset = boot.get_logic_keys()

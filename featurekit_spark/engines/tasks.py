@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark import errors
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, keys_of
 from featurekit_spark.cache.staged import Staging
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
 from featurekit_spark.errors import FeaturekitError
-from featurekit_spark.evaluate import Bindings, Evaluator
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.results import (
     ROW_SCHEMA,

@@ -19,10 +19,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.controller import Controller
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.fingerprint import inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.session import Limits, RunResult, Session

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 
 from featurekit_spark.adopt import Adoption, AdoptionStatus, adopt, adopted_hashes
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import FeatureBuilder, Metered
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.changes import changed_builders
 from featurekit_spark.errors import CacheError, UsageError
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.graph import Graph
 from featurekit_spark.session import RunResult, Session

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.changes import Change, ChangeKind, changed_builders
-from featurekit_spark.evaluate import Bindings
 from featurekit_spark.graph import Graph
 from featurekit_spark.session import Session
 from tests import shop
