@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -43,6 +44,8 @@ __all__ = [
 V = TypeVar("V")
 Key: TypeAlias = tuple[Any, ...]
 Builder: TypeAlias = "type[FeatureBuilder[Any]]"
+# A name is a folder of the cache's tables, and writers of Delta differ in how they spell any other character there.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -266,6 +269,11 @@ class KeySet(Source[list[Any]]):
 
 def _check_definition(cls: type[FeatureBuilder[Any]]) -> None:
     where = f"{cls.__module__}.{cls.__qualname__}"
+    if not _NAME.fullmatch(str(cls.name)):
+        raise DefinitionError(
+            f"{where}: its name {cls.name!r} is a folder of the cache; use ASCII letters, digits, '_', '.' and '-', "
+            "as in name = 'Price'"
+        )
     fields: Any = cls.key
     if not isinstance(fields, tuple) or not all(isinstance(f, str) and f.isidentifier() for f in fields):
         raise DefinitionError(f"{where}: key must be a tuple of field names, found {cls.key!r}")

@@ -180,9 +180,9 @@ def test_a_catalog_through_its_changes(abt: Shop) -> None:
 
 
 class Kiosk(FeatureBuilder[str]):
-    """Its name has a quote; it gathers by itself, per product."""
+    """Its name is no identifier; it gathers by itself, per product."""
 
-    name, key, value = "it's", shop.PRODUCT, pa.string()
+    name, key, value = "its-own.kiosk", shop.PRODUCT, pa.string()
     deps = (shop.Title, shop.Stock.over(shop.ProductIds).named("all"))
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str:

@@ -56,12 +56,31 @@ def define(*bases: type, **attributes: Any) -> type[FeatureBuilder[Any]]:
             "two inputs are called 'Title'; give one a name with .named('...')",
         ),
         ({"key": ("Title",), "deps": (shop.Title,)}, "two inputs are called 'Title'"),
+        (
+            {"name": "Gr\u00f6\u00dfe"},
+            "its name 'Gr\u00f6\u00dfe' is a folder of the cache; use ASCII letters",
+        ),
+        ({"name": "\u0661"}, "use ASCII letters, digits"),
+        ({"name": "a/b"}, "its name 'a/b' is a folder of the cache"),
+        ({"name": "it's"}, "as in name = 'Price'"),
+        ({"name": "Title\n"}, "its name 'Title\\n' is a folder"),
+        ({"name": ".."}, "its name '..' is a folder"),
+        ({"name": ""}, "its name '' is a folder"),
     ],
 )
 def test_definition_errors(attributes: dict[str, Any], message: str) -> None:
     with pytest.raises(DefinitionError) as error:
         define(**attributes)
     assert message in str(error.value)
+
+
+def test_names_that_every_writer_spells_alike() -> None:
+    for name in ("Title", "title-v2.en", "_t", "9"):
+        assert define(name=name).name == name
+    with pytest.raises(DefinitionError, match="its name 'Gr\u00f6\u00dfe' is a folder"):
+
+        class Größe(FeatureBuilder[str]):
+            key, value, build_one = ("a",), pa.string(), build_one
 
 
 def test_a_paid_builder_works_key_by_key() -> None:
