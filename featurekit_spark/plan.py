@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from featurekit_spark.builder import Dep, Each, FeatureBuilder, KeySet, Source
-from featurekit_spark.errors import DefinitionError
+from featurekit_spark.errors import DefinitionError, UsageError
 from featurekit_spark.graph import Graph
 
 __all__ = [
@@ -172,11 +172,21 @@ class Plan:
 
 
 def build_plan(graph: Graph, targets: Sequence[Dep], state: PlanState) -> Plan:
-    """The stages that compute `targets` (each with `.over(KeySet)`) for one group."""
+    """The stages that compute `targets` (each with `.over(KeySet)`) for one group.
+
+    Raises DefinitionError for a target without a key set, UsageError for a builder over two of them.
+    """
+    known: dict[str, Dep] = {}
     for target in targets:
         if target.keyset is None:
             raise DefinitionError(
                 f"a run's target says where its keys come from: {target.builder.name}.over(SomeKeySet)"
+            )
+        other = known.setdefault(target.builder.name, target)
+        if other.keyset is not target.keyset:
+            raise UsageError(
+                f"{other} and {target} are targets of one run, which keeps answers and proofs by the target's name, "
+                "so that one key set's would be lost; run them as two runs"
             )
     planner = _Planner(graph, targets)
     traces = tuple(planner.trace(target) for target in targets)

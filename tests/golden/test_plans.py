@@ -14,7 +14,7 @@ import pytest
 
 from featurekit_spark.apps.product_recs import LLMLogic, ProductIds, SimilarProducts
 from featurekit_spark.builder import Dep, FeatureBuilder
-from featurekit_spark.errors import DefinitionError
+from featurekit_spark.errors import DefinitionError, UsageError
 from featurekit_spark.graph import Graph
 from featurekit_spark.plan import PlanState, build_plan
 from tests import shop
@@ -82,6 +82,22 @@ def test_a_plan_does_not_depend_on_the_order_of_deps() -> None:
 def test_a_target_says_where_its_keys_come_from() -> None:
     with pytest.raises(DefinitionError, match=r"where its keys come from: Plain.over\(SomeKeySet\)"):
         build_plan(Graph([Plain]), [Dep(Plain)], PlanState())
+
+
+def test_a_target_has_one_key_set_in_a_run() -> None:
+    """What a run proves and answers is kept by the target's name: of two key sets one would be lost."""
+    targets = (
+        shop.Title.over(shop.ProductIds),
+        shop.Price.over(shop.ProductIds),
+        shop.Title.over(shop.Featured),
+    )
+    with pytest.raises(UsageError) as error:
+        build_plan(_graph(targets), targets, PlanState())
+    assert str(error.value) == (
+        "Title.over(ProductIds) and Title.over(Featured) are targets of one run, which keeps answers and proofs by "
+        "the target's name, so that one key set's would be lost; run them as two runs"
+    )
+    build_plan(_graph(targets[:2]), [*targets[:2], targets[0]], PlanState())
 
 
 if __name__ == "__main__":
