@@ -20,7 +20,8 @@ __all__ = ["Promoted", "promote"]
 
 _PLACE = ["config_hash", "key"]
 _SHORT = [*_PLACE, "entry_id", "status", "ts", "run_id", "value_hash", "recorded"]
-_POINTS = [*_PLACE, "entry_id", "reads", "recorded"]
+_SAID = ["ts", "run_id", "value_hash"]
+_POINTS = [*_PLACE, "entry_id", "reads", "recorded", *_SAID]
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,9 @@ def _lacking(
     was = [_points(below), _points(pointing(known))]
     after = newest_rows(_in_order([*was, _points(entries), _points(pointing(targets))]), _PLACE)
     shown = newest_rows(pa.concat_tables([*was, _points(mine), _points(pointing(marks))]), _PLACE)
-    held = {tuple(row.values()) for row in after.drop_columns("recorded").to_pylist()}
-    differ = [tuple(row.values()) not in held for row in shown.drop_columns("recorded").to_pylist()]
+    same = [*_PLACE, "entry_id", "reads"]
+    held = {tuple(row.values()) for row in after.select(same).to_pylist()}
+    differ = [tuple(row.values()) not in held for row in shown.select(same).to_pylist()]
     shown = shown.filter(pa.array(differ, pa.bool_()))
     shown = shown.filter(pc.or_(pc.is_null(shown["entry_id"]), pc.is_in(shown["entry_id"], there)))
     return entries, targets, _pointer_rows(builder, shown, pa.concat_tables([below, mine.select(_SHORT)]))
@@ -133,13 +135,13 @@ def _in_order(parts: Sequence[pa.Table]) -> pa.Table:
 
 
 def _pointer_rows(builder: str, points: pa.Table, entries: pa.Table) -> pa.Table:
-    """Pointers to entries; run and time are those of the entry."""
+    """Pointers to entries, with run and time of the entry; those to nothing (null) keep what they said themselves."""
     made = entries.take(pc.index_in(points["entry_id"], entries["entry_id"].combine_chunks()))
     size = len(points)
     columns = {
         **{field.name: pa.nulls(size, field.type) for field in TRACE_SCHEMA},
         **{name: points[name] for name in ("config_hash", "key", "entry_id", "reads")},
-        **{name: made[name] for name in ("ts", "run_id", "value_hash")},
+        **{name: pc.coalesce(made[name], points[name]) for name in _SAID},
         "builder": pa.array([builder] * size, pa.string()),
         "kind": pa.array(["pointer"] * size, pa.string()),
         "group": pa.array([""] * size, pa.string()),

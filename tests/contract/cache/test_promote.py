@@ -7,11 +7,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.base import Entry, TraceRow
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
@@ -19,6 +21,7 @@ from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.cache.promote import Promoted, promote
 from featurekit_spark.errors import UsageError
 from featurekit_spark.testing.behaviour import NOON, entry, pointer, rows
+from featurekit_spark.values import NULL_HASH
 
 ONE, TWO = entry("a", "A"), entry("a", "B", inputs="i2")
 
@@ -38,6 +41,14 @@ def layers(request: Any, tmp_path: Path) -> tuple[Any, Any]:
 
 
 Layers = tuple[Any, Any]
+NULL = replace(pointer(ONE), entry_id=None, value_hash=NULL_HASH)
+
+
+class Title(FeatureBuilder[str]):
+    key, value = ("product_id",), pa.string()
+
+    def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str:
+        return str(inputs["product_id"])
 
 
 def value_now(cache: Any, key: str = "a") -> bytes | None:
@@ -77,6 +88,31 @@ def test_a_pointer_goes_down_with_its_reads(layers: Layers) -> None:
     found = base.current("Title", "c1", [ONE.key])[ONE.key]
     assert (found.entry.value, found.reads) == (b"A", "[7]")
     assert promote(own, base) == {"Title": Promoted()}
+
+
+def test_a_value_that_became_null_is_null_below(layers: Layers) -> None:
+    """Its pointer points to nothing, so what it says of run, time and value is all there is."""
+    own, base = layers
+    base.append(rows(ONE))
+    own.append(None, [NULL])
+    assert promote(own, base) == {"Title": Promoted(pointers=1)}
+    assert value_now(base) is None
+    (found,) = base.trace_rows("Title").to_pylist()
+    told = {name: value for name, value in found.items() if name != "recorded"}
+    assert told == {name: getattr(NULL, name) for name in told}
+    assert promote(own, base) == {"Title": Promoted()}
+    own.append(None, [pointer(ONE)])
+    assert promote(own, base) == {"Title": Promoted(pointers=1)}
+    assert value_now(base) == b"A"
+
+
+def test_an_entry_and_its_end_go_down_together(layers: Layers) -> None:
+    own, base = layers
+    own.append(rows(ONE, entry("b", "B")))
+    own.append(None, [NULL])
+    assert promote(own, base) == {"Title": Promoted(entries=2, pointers=1)}
+    assert value_now(base) is None and value_now(base, "b") == b"B"
+    assert base.read(Title)["value"].to_pylist() == ["B"]
 
 
 def test_what_base_learnt_later_stays_current(layers: Layers) -> None:
@@ -160,8 +196,9 @@ def test_it_is_one_commit(tmp_path: Path) -> None:
 
 
 def steps() -> Any:
-    """Appends of entries and pointers, to own (True) or base, of two keys and three inputs."""
-    step = st.tuples(st.booleans(), st.sampled_from("ab"), st.sampled_from(["i1", "i2", "i3"]), st.booleans())
+    """Appends of entries and pointers, to own (True) or base, of two keys and three inputs; None: it became null."""
+    inputs = st.sampled_from(["i1", "i2", "i3", None])
+    step = st.tuples(st.booleans(), st.sampled_from("ab"), inputs, st.booleans())
     return st.lists(step, max_size=12)
 
 
@@ -171,12 +208,17 @@ def seen(cache: Any) -> dict[str, tuple[bytes | None, str | None]]:
 
 
 @given(steps(), st.booleans())
-def test_base_then_answers_what_both_did(history: list[tuple[bool, str, str, bool]], traces: bool) -> None:
+def test_base_then_answers_what_both_did(
+    history: list[tuple[bool, str, str | None, bool]], traces: bool
+) -> None:
     own, base = MemoryCache(), MemoryCache()
     both, made = OverlayCache(base, own), set[Entry]()
     for above, key, inputs, point in history:
-        one = entry(key, f"{key} of {inputs}", inputs=inputs)
         layer = own if above else base
+        if inputs is None:
+            layer.append(None, [replace(NULL, key=entry(key, None).key)])
+            continue
+        one = entry(key, f"{key} of {inputs}", inputs=inputs)
         if point and one in made:
             layer.append(None, [pointer(one, reads=f"[{len(history)}]")])
         else:
