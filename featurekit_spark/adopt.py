@@ -154,7 +154,8 @@ def _before(
             "it is a source without a ttl: every run reads it again, and where it reads the same, nothing above it "
             "is computed, whatever its code"
         )
-    last = next((run for run in cache.runs(group) if bound.name in run.record.get("builders", {})), None)
+    runs = [run for run in cache.runs(group) if bound.name in run.record.get("builders", {})]
+    last = next((run for run in runs if run.finished), runs[0] if runs else None)
     if last is None:
         return _newest_other(bound, cache), "there are no entries of an earlier code"
     change = next((c for c in changed_builders(graph, bindings, last) if c.builder == bound.name), None)

@@ -22,7 +22,7 @@ from featurekit_spark.costs import known_prices
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
-from featurekit_spark.errors import UsageError
+from featurekit_spark.errors import BudgetReachedError, UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
@@ -188,7 +188,8 @@ class Session:
 
         Keys that are proven unchanged are not computed; failed keys are errors of their own and make the status
         partial. Raises DefinitionError, UsageError and ContextError before anything ran, BudgetReachedError where
-        `budget` does not suffice: what was paid for is kept, and the same call goes on from there.
+        `budget` does not suffice: what was paid for is kept, a record says that the run stopped, and the same call goes
+        on from there.
         """
         plan, graph, bindings, key = self._prepare(targets, configs, group)
         run_id = run_id or uuid.uuid4().hex
@@ -209,7 +210,11 @@ class Session:
             return self._unchanged(plan, graph, job, key, group, marks[own])
         if marks:  # before anything changes: a run that breaks off leaves none
             self.cache.put_mark(key_json(key), None)
-        execution = self._executed(plan, graph, job, key)
+        try:
+            execution = self._executed(plan, graph, job, key)
+        except BudgetReachedError:
+            self._record_stop(job, graph, key)
+            raise
         counts = execution.counts()
         errors = execution.errors(names)
         status: Literal["ok", "partial"] = "partial" if any(c.error for c in counts.values()) else "ok"
@@ -226,7 +231,13 @@ class Session:
             tuple(key_jumps(plan, {name: c.keys for name, c in counts.items()}, self._last_counts(key))),
         )
         self.cache.record_run(
-            RunRecord(run_id, key_json(key), job.now, status, self._record(result, graph, bindings))
+            RunRecord(
+                run_id,
+                key_json(key),
+                job.now,
+                status,
+                _told(counts, graph, bindings, keys=result.keys, unchanged=result.unchanged),
+            )
         )
         # What other targets' marks say still holds where this run changed nothing.
         marks = {**(marks if execution.unchanged else {}), own: mark_of(stands, execution, names)}
@@ -248,6 +259,14 @@ class Session:
         execution = self.execution = execution_for(plan, graph, job, self.engine, group=key)
         execution.run()
         return execution
+
+    def _record_stop(self, job: Job, graph: Graph, key: tuple[Any, ...]) -> None:
+        """What was paid for is kept under this run's name, and a record says what it is and what it cost."""
+        execution = self.execution
+        assert execution is not None  # nothing is paid for before there is one
+        keys = execution.keys if execution.checks else None
+        told = _told(execution.counts(), graph, job.bindings, keys=keys, unchanged=False)
+        self.cache.record_run(RunRecord(job.run_id, key_json(key), job.now, "stopped", told))
 
     def _unchanged(
         self,
@@ -290,18 +309,22 @@ class Session:
             raise UsageError(f"this run needs the group fields {fields!r}, found {tuple(group)!r}")
         return plan, graph, bindings, tuple(group[name] for name in fields)
 
-    def _record(self, result: RunResult, graph: Graph, bindings: Bindings) -> dict[str, Any]:
-        builders = {}
-        for builder in graph:
-            bound = bindings[builder]
-            builders[builder.name] = {
-                "type": bound.type.text,
-                "version": bound.version,
-                "config_hash": bound.config_hash,
-                "config": repr(bound.config),
-                **asdict(result.builders[builder.name]),
-            }
-        return {"keys": result.keys, "unchanged": result.unchanged, "builders": builders}
+
+def _told(
+    counts: Mapping[str, Counts], graph: Graph, bindings: Bindings, *, keys: int | None, unchanged: bool
+) -> dict[str, Any]:
+    """A run's record: of each builder what its entries are found by, and what was done."""
+    builders = {}
+    for builder in graph:
+        bound = bindings[builder]
+        builders[builder.name] = {
+            "type": bound.type.text,
+            "version": bound.version,
+            "config_hash": bound.config_hash,
+            "config": repr(bound.config),
+            **asdict(counts[builder.name]),
+        }
+    return {"keys": keys, "unchanged": unchanged, "builders": builders}
 
 
 def _engine(name: str, spark: Any, limits: Limits) -> Engine:

@@ -141,7 +141,7 @@ class TraceRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One finished run of one group."""
+    """One run of one group. `status`: ok, partial, or stopped where its budget ended it before it had every key."""
 
     run_id: str
     group: str
@@ -149,6 +149,11 @@ class RunRecord:
     status: str
     record: Mapping[str, Any]
     recorded: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run looked at all of its keys."""
+        return self.status != "stopped"
 
 
 @runtime_checkable
@@ -206,7 +211,7 @@ class FeatureCache(Protocol):
         """Keep one run record."""
 
     def last_run(self, group: str) -> RunRecord | None:
-        """The newest run record of a group."""
+        """The newest record of a finished run of a group."""
 
     def runs(self, group: str) -> list[RunRecord]:
-        """All run records of a group, the newest first."""
+        """All run records of a group, those of stopped runs among them, the newest first."""

@@ -181,7 +181,9 @@ class DeltaCache:
             self._write("runs", pa.Table.from_pylist([row], schema=RUN_SCHEMA))
 
     def last_run(self, group: str) -> RunRecord | None:
-        return next(iter(_records(newest_rows(self._runs(group), "group"))), None)
+        runs = self._runs(group)
+        finished = runs.filter(pc.not_equal(runs["status"], "stopped"))
+        return next(iter(_records(newest_rows(finished, "group"))), None)
 
     def runs(self, group: str) -> list[RunRecord]:
         return _records(self._runs(group).sort_by([("recorded", "descending")]))

@@ -141,15 +141,21 @@ def _read(cache: DeltaCache) -> tuple[pa.Table, pa.Table, list[RunRecord]]:
 
 
 def _stale(entries: pa.Table, runs: Sequence[RunRecord]) -> Any:
-    """Rows whose builder runs have had, but under another config in the newest run of every group."""
-    newest: dict[str, Mapping[str, Any]] = {}
+    """Rows whose builder runs have had, but under another config in the newest run of every group. A run that stopped
+    adds to the one before it, whose answers stand until it has gone on."""
+    newest: dict[str, list[Mapping[str, Any]]] = {}
     known: set[str] = set()
     for run in runs:
         builders = run.record.get("builders")
         if builders:
-            newest[run.group] = builders
+            newest[run.group] = [builders] if run.finished else [*newest.get(run.group, []), builders]
             known |= set(builders)
-    current = {facts.get("config_hash") for builders in newest.values() for facts in builders.values()}
+    current = {
+        facts.get("config_hash")
+        for every in newest.values()
+        for builders in every
+        for facts in builders.values()
+    }
     configs = pa.array(sorted(filter(None, current)), pa.string())
     of_runs = pc.is_in(entries["builder"], pa.array(sorted(known), pa.string()))
     return as_mask(pc.and_(of_runs, pc.invert(pc.is_in(entries["config_hash"], configs))))

@@ -170,7 +170,7 @@ class MemoryCache:
             self._runs.setdefault(record.group, []).append(replace(record, recorded=self._stamp()))
 
     def last_run(self, group: str) -> RunRecord | None:
-        return next(iter(self.runs(group)), None)
+        return next((run for run in self.runs(group) if run.finished), None)
 
     def runs(self, group: str) -> list[RunRecord]:
         with self._lock:

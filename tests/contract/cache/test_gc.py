@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,21 @@ def test_configs_that_no_newest_run_has(tmp_path: Path) -> None:
     assert report["reasons"] == {"repeated": 0, "stale_config": 1, "age": 0}
     assert [value for _, value in values(cache)] == [b"new", b"of the other group"]
     assert len(cache.history("Unknown")) == 1
+
+
+def test_a_stopped_run_makes_no_config_stale_and_keeps_its_own(tmp_path: Path) -> None:
+    """What the run before it computed is what stands, and what it has computed is for the run that goes on."""
+    cache = cache_in(tmp_path)
+    whole, begun, gone = (free("a", text, config_hash=text) for text in ("c2", "c3", "c1"))
+    cache.append(rows(gone, whole, begun))
+    cache.record_run(replace(run_record(Title="c1"), status="stopped"))
+    cache.record_run(run_record(Title="c2"))
+    cache.record_run(replace(run_record(Title="c3"), status="stopped"))
+    collect(cache, GcOptions(stale_configs=True), now=LATER)
+    assert [value for _, value in values(cache)] == [b"c2", b"c3"]
+    cache.record_run(run_record(Title="c3"))
+    collect(cache, GcOptions(stale_configs=True), now=LATER)
+    assert [value for _, value in values(cache)] == [b"c3"]
 
 
 def test_oldest_first_down_to_a_size(tmp_path: Path) -> None:

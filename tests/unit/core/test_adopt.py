@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,26 @@ def test_an_adoption_is_recorded_beside_the_runs(desk: Desk) -> None:
     bindings = Bindings(desk.context).bind_all(graph)
     (change,) = changed_builders(graph, bindings, last, adopted=adopted_hashes(desk.cache, ABT))
     assert (change.builder, change.adopted) == ("Cut", True)
+
+
+def test_a_run_that_stopped_is_no_last_run(desk: Desk) -> None:
+    """It has the new code on record, and entries of the old one are what there is to adopt."""
+    desk.run(above(Cut))
+    new = Desk(MemoryCache())
+    new.run(above(Sliced))
+    (record,) = new.cache.runs('["abt","US"]')
+    desk.cache.record_run(replace(record, status="stopped"))
+    assert desk.adopt(above(Sliced)).entries == 3
+
+
+def test_a_first_run_that_stopped_says_what_to_adopt_from(desk: Desk) -> None:
+    desk.run(above(Cut))
+    (record,) = desk.cache.runs('["abt","US"]')
+    begun = MemoryCache()
+    begun.append(desk.cache.history("Cut"))
+    begun.record_run(replace(record, status="stopped"))
+    desk.cache = begun
+    assert desk.adopt(above(Sliced)).before == record.record["builders"]["Cut"]["config_hash"]
 
 
 def test_without_an_adoption_it_is_computed(desk: Desk) -> None:

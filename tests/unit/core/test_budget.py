@@ -19,6 +19,7 @@ from tests import shop
 from tests.shop import Product, ProductIds
 
 ABT = {"merchant": "abt", "market": "US"}
+GROUP = '["abt","US"]'
 
 
 class Shop:
@@ -57,12 +58,41 @@ def test_a_run_stops_at_its_calls_and_the_next_one_goes_on(abt: Shop) -> None:
     )
     assert abt.paid == len(abt.cache.ids("Answer")) == 4
     assert set(abt.cache.history("Answer")["status"].to_pylist()) == {"ok"}  # who was not asked did not fail
-    assert abt.cache.last_run('["abt","US"]') is None
     abt.stop(max_calls=5)
     assert abt.paid == 9
     done = abt.run(max_calls=1)
     assert (done.status, done.builders["Answer"].calls, abt.paid) == ("ok", 1, 10)
     assert abt.run(max_calls=0).unchanged
+
+
+def test_a_stopped_run_leaves_a_record_and_proves_nothing(abt: Shop) -> None:
+    abt.stop(max_calls=4)
+    (record,) = abt.cache.runs(GROUP)
+    assert (record.status, record.finished) == ("stopped", False)
+    assert set(abt.cache.history("Answer")["run_id"].to_pylist()) == {record.run_id}
+    assert (record.record["keys"], record.record["unchanged"]) == (10, False)
+    told = record.record["builders"]["Answer"]
+    assert (told["calls"], told["usd"], told["type"]) == (4, 2.0, "string")
+    assert set(abt.cache.history("Answer")["config_hash"].to_pylist()) == {told["config_hash"]}
+    assert abt.cache.last_run(GROUP) is None
+    assert abt.cache.mark(GROUP) is None and len(abt.cache.traces("Logic", GROUP)) == 0
+
+    done = abt.run()
+    assert (done.status, done.warnings, done.builders["Answer"].calls) == ("ok", (), 6)
+    assert [run.status for run in abt.cache.runs(GROUP)] == ["ok", "stopped"]
+    abt.world.products["abt", "US", "p10"] = Product("lamp 10")
+    abt.stop(max_calls=0)
+    assert abt.cache.mark(GROUP) is None
+    last = abt.cache.last_run(GROUP)
+    assert last is not None and last.run_id == done.run_id
+
+
+def test_a_run_that_stops_while_it_reads_leaves_a_record(abt: Shop) -> None:
+    with pytest.raises(BudgetReachedError):
+        abt.run(Rate, max_calls=3)
+    (record,) = abt.cache.runs(GROUP)
+    assert (record.status, record.record["keys"]) == ("stopped", None)
+    assert record.record["builders"]["Rate"]["calls"] == 3
 
 
 def test_a_run_stops_before_it_would_pay_too_much(abt: Shop) -> None:
