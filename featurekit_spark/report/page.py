@@ -1,275 +1,329 @@
-"""Pages of runs: plain HTML text from documents, with no script, no file beside it and nothing fetched.
+"""The page of one run: plain HTML from its document, with no script, no file beside it and nothing fetched.
 
-Owns the look; must not know where pages are kept, nor how a document came about. Everything that a document says is
-escaped: names, errors and settings come from outside.
+Owns what is shown and in which order: how it ended, what failed, what was computed and why, then details to unfold.
+Must not know where pages are kept, nor how a document came about. Everything that a document says is escaped: names,
+errors and settings come from outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from featurekit_spark.report.style import STYLE
+from featurekit_spark.report.details import (
+    LONG,
+    contrast,
+    earlier_runs,
+    identities_table,
+    pairs_table,
+    plan_text,
+    settings_table,
+)
+from featurekit_spark.report.elements import (
+    ANSWERS,
+    answer_bar,
+    badge,
+    bar,
+    cut,
+    name,
+    number,
+    page,
+    quiet,
+    seconds,
+    section,
+    shown_time,
+    table,
+    text,
+    usd,
+)
 
-__all__ = ["groups_page", "list_page", "run_page"]
+__all__ = ["run_page"]
+
+Document = Mapping[str, Any]
 
 _SHOWN_ERRORS: Final = 25
-_COUNTS = ("hit", "computed", "empty", "error", "calls", "tokens", "usd", "seconds")
+_SHOWN_CAUSES: Final = 10
+_SHOWN_WARNINGS: Final = 10
+
+_MEANING: Final = {
+    "hit": "the cache had the answer",
+    "updated": "carried over from the value before",
+    "computed": "built in this run",
+    "empty": "an input has no value",
+    "error": "its build failed, or an input did",
+}
+_TITLES: Final = {
+    "hit": "Hit",
+    "updated": "Updated",
+    "computed": "Computed",
+    "empty": "Empty",
+    "error": "Failed",
+}
+
+_SHORT: Final = 0.01
+"""Stages that took a smaller share of the time are told in one line."""
+
+_EXIT_CODES: Final = {
+    1: "a bug",
+    2: "usage",
+    3: "configuration",
+    4: "data quality",
+    6: "quota spent",
+    75: "run it again",
+}
+
+_WHERE = re.compile(r'^([\w.]+)\[.*?(?:"|\d|null|true|false)\]: ', re.DOTALL)
+"""Builder and key before an error's cause."""
 
 
-def run_page(document: Mapping[str, Any]) -> str:
-    """The page of one run."""
-    merchant, market = document["merchant"], document["market"]
+def run_page(document: Document, *, before: str | None = None, after: str | None = None) -> str:
+    """The page of one run. `before` and `after`: names of the runs of its merchant and market around it."""
+    merchant, market, run_id = document["merchant"], document["market"], document["run_id"]
+    settings = document.get("settings") or []
+    own = sum(1 for setting in settings if setting["origin"] != "default")
     parts = [
-        f'<nav><a href="index.html">Runs of {_text(merchant)} {_text(market)}</a></nav>',
-        f"<h1>{_text(merchant)} {_text(market)} {_badge(document)}</h1>",
-        _lead(document),
-        _said(document),
-        _section("Builders", _builders(document.get("builders") or {})),
-        _section("Stages", _stages(document.get("stages") or [])),
-        _section("Published", _sinks(document.get("sinks") or {})),
-        _section("Data", _pairs(document.get("quality") or {})),
-        _section("Failed keys", _errors(document.get("errors") or {})),
-        _folded("Plan", _pre(document.get("plan"))),
-        _folded("Settings", _settings(document.get("settings") or [])),
-        _folded("Identities", _identities(document.get("identities") or {})),
-        _folded("Versions", _pairs(document.get("versions") or {})),
-        _folded("Earlier runs of this name", _earlier(document.get("earlier") or [])),
+        _nav(merchant, market, before, after),
+        f"<h1>{text(merchant)} {text(market)} {badge(document)}</h1>",
+        _subtitle(document),
+        _ending(document),
+        _warnings(document.get("warnings") or []),
+        _facts(document),
+        section("Failed keys", _errors(document.get("errors") or {})),
+        section("Builders", _builders(document)),
+        section("Since the run before", _since(document.get("since") or {}, document)),
+        section("Published", _sinks(document.get("sinks") or {}, document)),
+        section("Data", _counted(document.get("quality") or {})),
+        section("Time", _times(document)),
+        section("Plan", plan_text(document.get("plan")), folded=True),
+        section(f"Settings ({own} of {len(settings)} set)", settings_table(settings), folded=True),
+        section("Identities", identities_table(document.get("identities") or {}), folded=True),
+        section(
+            "Versions",
+            pairs_table("Versions", ("Software", "Version"), document.get("versions") or {}),
+            folded=True,
+        ),
+        section("Earlier runs of this name", earlier_runs(document.get("earlier") or []), folded=True),
     ]
-    return _page(f"{merchant} {market} {document.get('status')}: run {document['run_id']}", parts)
+    links = "".join(
+        f'<link rel="{kind}" href="{text(run)}.html">\n'
+        for kind, run in (("prev", before), ("next", after))
+        if run
+    )
+    return page(f"{merchant} {market} {document.get('status')}: run {run_id}", parts, links=links)
 
 
-def list_page(merchant: str, market: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    """The runs of one merchant and market, newest first."""
-    rows = [
-        [
-            f'<a href="{_text(run["run_id"])}.html">{_when(run.get("started"))}</a>',
-            _badge(run),
-            _text(run.get("run_date") or ""),
-            _number(run.get("products")),
-            _number(run.get("computed_total")),
-            _number(run.get("error_total")),
-            _number(run.get("calls_total")),
-            _seconds(run.get("wall_seconds")),
-            f"<code>{_text(run['run_id'])}</code>",
-        ]
-        for run in runs
+def _nav(merchant: object, market: object, before: str | None, after: str | None) -> str:
+    ways = (
+        [f'<a rel="prev" href="{text(before)}.html" title="{text(before)}">← Run before</a>']
+        if before
+        else []
+    )
+    ways += (
+        [f'<a rel="next" href="{text(after)}.html" title="{text(after)}">Run after →</a>'] if after else []
+    )
+    around = f"<span>{' '.join(ways)}</span>" if ways else ""
+    runs = f'<a href="index.html">Runs of {text(merchant)} {text(market)}</a>'
+    up = f'<span><a href="../../index.html">All merchants</a> {runs}</span>'
+    return f'<nav aria-label="Runs">{up}{around}</nav>'
+
+
+def _subtitle(document: Document) -> str:
+    run_id = text(document["run_id"])
+    told = [
+        f"Run <code>{run_id}</code>",
+        *([f"for {text(document['run_date'])}"] if document.get("run_date") else []),
+        f"started {shown_time(document.get('started'))} UTC",
+        *([f"{text(document['engine'])} engine"] if document.get("engine") else []),
+        f'<a href="{run_id}.json">its record (JSON)</a>',
     ]
-    titles = ["Started (UTC)", "Status", "Run date", "Products", "Computed", "Failed", "Calls", "Took", "Run"]
-    parts = [
-        '<nav><a href="../../index.html">All merchants</a></nav>',
-        f"<h1>{_text(merchant)} {_text(market)}</h1>",
-        f'<p class="dim">{len(runs)} runs, newest first.</p>',
-        _table(titles, rows, numbers=range(3, 8)),
-    ]
-    return _page(f"Runs of {merchant} {market}", parts)
+    return f'<p class="sub">{" · ".join(told)}</p>'
 
 
-def groups_page(groups: Sequence[tuple[str, str]]) -> str:
-    """Every merchant and market that has runs."""
-    rows = [
-        [_text(merchant), f'<a href="{_text(merchant)}/{_text(market)}/index.html">{_text(market)}</a>']
-        for merchant, market in groups
-    ]
-    return _page("Runs", ["<h1>Runs</h1>", _table(["Merchant", "Market"], rows)])
-
-
-def _lead(document: Mapping[str, Any]) -> str:
-    builders = (document.get("builders") or {}).values()
-    usd = [counts.get("usd") for counts in builders]
-    calls = sum(counts.get("calls") or 0 for counts in builders)
-    cost = sum(value or 0 for value in usd) if None not in usd else None
-    facts = [
-        ("Products", _number(document.get("products"))),
-        ("Took", _seconds(document.get("wall_seconds"))),
-        ("Computed", _number(sum(counts.get("computed") or 0 for counts in builders))),
-        ("Paid calls", _number(calls) + (f" · {cost:,.4f} USD" if cost else "")),
-        ("Engine", _text(document.get("engine") or "")),
-        ("Started (UTC)", _when(document.get("started"))),
-        *([("Run date", _text(document["run_date"]))] if document.get("run_date") else []),
-        ("Run", f"<code>{_text(document['run_id'])}</code>"),
-    ]
-    return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts) + "</dl>"
-
-
-def _said(document: Mapping[str, Any]) -> str:
+def _ending(document: Document) -> str:
+    """The one sentence for whoever was called because of this run."""
+    failed, products = (document.get("errors") or {}).get("total") or 0, document.get("products")
     if document.get("error"):
         code = document.get("exit_code")
-        told = f" <small>exit code {_text(code)}</small>" if code is not None else ""
-        return (
-            f'<p class="box bad"><b>The run ended before its end.</b>{told}<br>{_text(document["error"])}</p>'
-        )
+        means = f": {_EXIT_CODES[code]}" if code in _EXIT_CODES else ""
+        told = f" <small>exit code {text(code)}{means}</small>" if code is not None else ""
+        stopped = document.get("status") == "stopped"
+        head = "The run stopped at its own limit." if stopped else "The run ended before its end."
+        kind = "warn" if stopped else "bad"
+        return f'<p class="box {kind}"><b>{head}</b>{told}<br>{cut(document["error"], 4 * LONG)}</p>'
+    if failed:
+        of = f" of {products:,}" if products else ""
+        return f'<p class="box warn"><b>{failed:,}{of} keys failed.</b> The others have their answers.</p>'
     if document.get("unchanged"):
-        return '<p class="box">Nothing had changed: every key was proven by what it read before.</p>'
+        return '<p class="box"><b>Nothing had changed.</b> Every key was proven by what it read before.</p>'
     return ""
 
 
-def _builders(builders: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for name, counts in builders.items():
-        cells = [_number(counts.get(column)) for column in _COUNTS[:6]]
-        usd = counts.get("usd", 0)
-        cells += ["?" if usd is None else f"{usd:,.4f}" if usd else "", f"{counts.get('seconds') or 0:,.2f}"]
-        rows.append([f"{_text(name)}{_share(counts)}", *cells])
-    return _table(["Builder", *_COUNTS], rows, numbers=range(1, 9))
+def _warnings(warnings: Sequence[object]) -> str:
+    shown = "".join(f"<li>{cut(warning, LONG)}</li>" for warning in warnings[:_SHOWN_WARNINGS])
+    more = len(warnings) - _SHOWN_WARNINGS
+    shown += f"<li>{more:,} more.</li>" if more > 0 else ""
+    return f'<div class="box warn"><b>Warnings</b><ul>{shown}</ul></div>' if warnings else ""
 
 
-def _share(counts: Mapping[str, Any]) -> str:
-    """A bar of how a builder's keys were answered."""
-    kinds = ("hit", "computed", "empty", "error")
-    total = sum(counts.get(kind) or 0 for kind in kinds)
-    if not total:
-        return ""
-    pieces = "".join(
-        f'<i class="{kind}" style="width:{100 * counts[kind] / total:.2f}%"></i>'
-        for kind in kinds
-        if counts.get(kind)
-    )
-    return f'<span class="share">{pieces}</span>'
-
-
-def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
-    longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
-    rows = [
-        [_text(stage["stage"]) + _bar(stage["seconds"] / longest), _seconds(stage["seconds"])]
-        for stage in stages
+def _facts(document: Document) -> str:
+    total = {kind: _sum(document, kind) for kind in (*ANSWERS, "calls", "tokens")}
+    answered = sum(total[kind] for kind in ANSWERS)
+    share = f" <small>{100 * total['hit'] / answered:.0f} %</small>" if answered else ""
+    amounts = [counts.get("usd", 0) for counts in (document.get("builders") or {}).values()]
+    known = usd(None if None in amounts else sum(amounts))
+    failed = (document.get("errors") or {}).get("total") or 0
+    facts = [
+        ("Products", number(document.get("products")) + _products_moved(document) or "not known"),
+        *([("Failed keys", f'<b class="bad">{failed:,}</b>')] if failed else []),
+        ("Took", seconds(document.get("wall_seconds"))),
+        ("Hits", number(total["hit"]) + share),
+        *([("Updated", number(total["updated"]))] if total["updated"] else []),
+        ("Computed", number(total["computed"])),
+        ("Paid calls", number(total["calls"])),
+        *([("Tokens", number(total["tokens"])), ("USD", known)] if total["calls"] else []),
     ]
-    return _table(["Stage", "Took"], rows, numbers=[1])
+    return (
+        "<dl>" + "".join(f"<div><dt>{title}</dt><dd>{value}</dd></div>" for title, value in facts) + "</dl>"
+    )
 
 
-def _bar(share: float) -> str:
-    return f'<span class="bar"><i style="width:{100 * share:.2f}%"></i></span>'
+def _products_moved(document: Document) -> str:
+    now, then = document.get("products"), (document.get("since") or {}).get("products")
+    return (
+        f" <small>{now - then:+,}</small>".replace("-", "\u2212")
+        if now is not None and then is not None and now != then
+        else ""
+    )
 
 
-def _sinks(sinks: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for name, sink in sinks.items():
-        rest = {key: value for key, value in sink.items() if key not in ("status", "rows")}
-        detail = ", ".join(f"{_text(key)} {_text(value)}" for key, value in rest.items())
-        rows.append([_text(name), _text(sink.get("status")), _number(sink.get("rows")), detail])
-    return _table(["Output", "Status", "Rows", ""], rows, numbers=[2])
-
-
-def _errors(errors: Mapping[str, Any]) -> str:
+def _errors(errors: Document) -> str:
+    """Causes first: a thousand keys mostly fail for a few reasons."""
     first, total = errors.get("first") or [], errors.get("total") or 0
-    shown = first[:_SHOWN_ERRORS]
-    rows = [[f"<code>{_text(found['key'])}</code>", _text(found["error"])] for found in shown]
-    more = f'<p class="dim">{total - len(shown):,} more.</p>' if total > len(shown) else ""
-    return _table(["Key", "Error"], rows) + more
-
-
-def _settings(settings: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
-    for setting in settings:
-        own = setting["origin"] != "default"
-        key, value = f"<code>{_text(setting['key'])}</code>", _text(setting["value"])
-        rows.append([f"<b>{key}</b>" if own else key, value, _text(setting["origin"])])
-    return _table(["Setting", "Value", "From"], rows)
-
-
-def _identities(identities: Mapping[str, Mapping[str, Any]]) -> str:
+    causes: dict[str, list[str]] = {}
+    for found in first:
+        causes.setdefault(_WHERE.sub(r"\1: ", found["error"]), []).append(found["key"])
+    most = sorted(causes.items(), key=lambda cause: -len(cause[1]))
     rows = [
         [
-            _text(name),
-            _text(found["version"]),
-            f"<code>{_text(found['config_hash'])}</code>",
-            _text(found["type"]),
-            _text(found["config"]),
+            cut(cause, LONG),
+            number(len(keys)),
+            "<br>".join(f"<code>{cut(key, 120)}</code>" for key in keys[:3]),
         ]
-        for name, found in identities.items()
+        for cause, keys in most[:_SHOWN_CAUSES]
     ]
-    return _table(["Builder", "Version", "Config hash", "Value", "Config"], rows)
-
-
-def _earlier(earlier: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [_when(run.get("started")), _text(run.get("status")), _text(run.get("error") or "")]
-        for run in reversed(earlier)
+    counted = f"Among the first {len(first):,} of {total:,} failed keys. " if total > len(first) else ""
+    others = f"{len(most) - _SHOWN_CAUSES:,} more errors. " if len(most) > _SHOWN_CAUSES else ""
+    note = f'<p class="dim">{counted}{others}</p>' if counted or others else ""
+    each = [
+        [f"<code>{cut(found['key'], 120)}</code>", cut(found["error"], LONG)]
+        for found in first[:_SHOWN_ERRORS]
     ]
-    return _table(["Started (UTC)", "Status", ""], rows)
+    more = f'<p class="dim">{total - len(each):,} more.</p>' if total > len(each) else ""
+    listed = table("Failed keys", ["Key", "Error"], each) + more
+    folded = f"<details><summary>Key by key</summary>{listed}</details>" if len(first) > len(most) else more
+    return table("Errors", ["Error", "Keys", "Such as"], rows, numbers=[1]) + note + folded if first else more
 
 
-def _pairs(pairs: Mapping[str, Any]) -> str:
-    rows = [
-        [_text(name.replace("_", " ")), _number(value) if isinstance(value, int) else _text(value)]
-        for name, value in pairs.items()
+def _builders(document: Document) -> str:
+    builders = document.get("builders") or {}
+    asked = {
+        builder: counts for builder, counts in builders.items() if any(counts.get(kind) for kind in ANSWERS)
+    }
+    # Columns of nothing but zeros would push the others off a narrow screen.
+    kinds = [kind for kind in ANSWERS if kind in ("hit", "computed") or _sum(document, kind)]
+    paid = bool(_sum(document, "calls") or any(counts.get("usd", 0) != 0 for counts in builders.values()))
+    titles = [
+        "Builder",
+        *(_TITLES[kind] for kind in kinds),
+        *(["Calls", "Tokens", "USD"] if paid else []),
+        "Build time",
     ]
-    return _table(["", ""], rows, numbers=[1] if all(isinstance(v, int) for v in pairs.values()) else [])
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Iterable[int] = ()) -> str:
-    """Cells are HTML already."""
-    if not rows:
-        return ""
-    right = set(numbers)
-    sides = [' class="n"' if at in right else "" for at in range(len(titles))]
-    head = "".join(f"<th{side}>{title}</th>" for title, side in zip(titles, sides, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{side}>{cell}</td>" for cell, side in zip(row, sides, strict=True)) + "</tr>\n"
-        for row in rows
+    rows = []
+    for builder, counts in asked.items():
+        cells = [name(builder) + answer_bar(counts), *(quiet(counts.get(kind)) for kind in kinds)]
+        if paid:
+            cells += [quiet(counts.get("calls")), quiet(counts.get("tokens"))]
+            cells.append(usd(counts.get("usd", 0)) if counts.get("calls") else quiet(0))
+        rows.append([*cells, seconds(counts.get("seconds") or 0)])
+    legend = " ".join(
+        f'<span><i class="{kind}"></i>{_TITLES[kind].lower()}: {_MEANING[kind]}</span>'
+        for kind in kinds
+        if _sum(document, kind)
     )
-    head = f"<thead><tr>{head}</tr></thead>" if any(titles) else ""
-    return f'<div class="wide"><table>{head}<tbody>\n{body}</tbody></table></div>'
+    rest = [name(builder) for builder in builders if asked and builder not in asked]
+    idle = f'<p class="dim">Not asked for anything: {", ".join(rest)}.</p>' if rest else ""
+    shown = table("Builders", titles, rows, numbers=range(1, len(titles)))
+    return (f'<p class="legend">{legend}</p>{shown}' if rows else "") + idle
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{title}</summary>{body}</details>" if body else ""
-
-
-def _pre(text: object) -> str:
-    return f"<pre>{_text(text)}</pre>" if text else ""
-
-
-def _badge(document: Mapping[str, Any]) -> str:
-    status = str(document.get("status"))
-    kind = status if status in ("ok", "partial", "failed") else "other"
-    told = "unchanged" if status == "ok" and document.get("unchanged") else status
-    return f'<span class="badge {kind}">{_text(told)}</span>'
-
-
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int | float) else _text(value)
-
-
-def _seconds(value: Any) -> str:
-    if value is None:
+def _since(since: Document, document: Document) -> str:
+    """What may be the reason for what was computed."""
+    if not since:
         return ""
-    if value >= 120:
-        minutes, seconds = divmod(round(value), 60)
-        return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
-    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
+    run = f'<a href="{text(since["run_id"])}.html">{text(since["run_id"])}</a> ({text(since["status"])})'
+    changes = since.get("changes") or []
+    made = sum(_sum(document, kind) for kind in ("computed", "updated", "error"))
+    if changes:
+        told = f"<p>Different from {run}:</p>"
+    elif made:
+        told = (
+            f"<p>Builders, settings and software are those of {run}: what was computed comes of changed data, of "
+            "answers that expired, or of keys without an answer.</p>"
+        )
+    else:
+        told = f"<p>Builders, settings and software are those of {run}.</p>"
+    rows = [[text(change["what"]), *contrast(change["before"], change["now"])] for change in changes]
+    target = next(reversed(document.get("builders") or {}), None)
+    ask = (
+        f"featurekit explain {target} --run {document['run_id']} --key KEY "
+        f"--merchant {document['merchant']} --market {document['market']}"
+    )
+    why = f"<p>Why one key was computed: <code>{text(ask)}</code></p>" if made and target else ""
+    return told + table("Changes", ["What", "Before", "Now"], rows) + why
 
 
-def _when(instant: Any) -> str:
-    return _text(str(instant).replace("T", " ")[:19]) if instant else ""
+def _sinks(sinks: Mapping[str, Document], document: Document) -> str:
+    rows = []
+    for sink, told in sinks.items():
+        known = ("status", "rows", "covered", "seconds", "run_id")
+        details = [f"{text(key)} {text(value)}" for key, value in told.items() if key not in known]
+        run = told.get("run_id")
+        if run and run != document["run_id"]:
+            details.insert(0, f'holds what <a href="{text(run)}.html">{text(run)}</a> gave it')
+        cells = [text(told.get("status")), number(told.get("rows")), number(told.get("covered"))]
+        rows.append([text(sink), *cells, seconds(told.get("seconds")), ", ".join(details)])
+    return table(
+        "Outputs", ["Output", "Status", "Rows", "With an answer", "Took", "Where"], rows, numbers=[2, 3, 4]
+    )
 
 
-def _text(value: object) -> str:
-    return escape(str(value))
+def _counted(counts: Document) -> str:
+    each = (
+        f"<div><dt>{text(what.replace('_', ' '))}</dt><dd>{quiet(count)}</dd></div>"
+        for what, count in counts.items()
+    )
+    return f'<dl class="small">{"".join(each)}</dl>' if counts else ""
 
 
-def _page(title: str, parts: Iterable[str]) -> str:
-    body = "\n".join(part for part in parts if part)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{_text(title)}</title>
-<style>
-{STYLE}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+def _times(document: Document) -> str:
+    spent = [(name(stage["stage"]), stage["seconds"]) for stage in document.get("stages") or []]
+    sinks = document.get("sinks") or {}
+    spent += [
+        (f"publish {text(sink)}", told["seconds"]) for sink, told in sinks.items() if told.get("seconds")
+    ]
+    rest = (document.get("wall_seconds") or 0) - sum(took for _, took in spent)
+    if not spent:
+        return ""
+    spent += [("outside of finished stages", rest)] if rest > 0 else []
+    total = sum(took for _, took in spent) or 1.0
+    rows = [[what, seconds(took), bar(took / total)] for what, took in spent if took >= _SHORT * total]
+    short = [took for _, took in spent if took < _SHORT * total]
+    if short:
+        told = f"{len(short)} shorter {'one' if len(short) == 1 else 'ones'}"
+        rows.append([f'<span class="dim">{told}</span>', seconds(sum(short)), bar(sum(short) / total)])
+    return table("Time", ["Stage", "Took", "Share"], rows, numbers=[1])
+
+
+def _sum(document: Document, kind: str) -> int:
+    return sum(counts.get(kind) or 0 for counts in (document.get("builders") or {}).values())

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featurekit_spark.locks import local_path
-from featurekit_spark.report.page import list_page, run_page
+from featurekit_spark.report.lists import list_page, neighbours
+from featurekit_spark.report.page import run_page
 
 __all__ = ["remove_from_documents"]
 
@@ -35,10 +36,23 @@ def remove_from_documents(warehouse: str, clean: Callable[[str], str | None], *,
             document = json.loads(text)
             listed = path.name.startswith(".")
             merchant, market = path.parent.parent.name, path.parent.name
-            page = list_page(merchant, market, document["runs"]) if listed else run_page(document)
+            if listed:
+                page = list_page(merchant, market, document["runs"])
+            else:
+                before, after = _around(path)
+                page = run_page(document, before=before, after=after)
             _replace(path, text)
             _replace(path.with_name("index.html") if listed else path.with_suffix(".html"), page)
     return found
+
+
+def _around(path: Path) -> tuple[str | None, str | None]:
+    """The runs before and after one, as the list beside its document has them."""
+    try:
+        runs = json.loads(path.with_name(".index.json").read_text(encoding="utf-8"))["runs"]
+        return neighbours(runs).get(path.stem, (None, None))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None  # no list, or none that can be read
 
 
 def _replace(path: Path, text: str) -> None:

@@ -10,13 +10,16 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from featurekit_spark.config import check_name
 from featurekit_spark.errors import DataError, UsageError, known_names
 from featurekit_spark.locks import file_lock, local_path
-from featurekit_spark.report.page import groups_page, list_page, run_page
+from featurekit_spark.report.lists import groups_page, list_page, neighbours
+from featurekit_spark.report.page import run_page
+from featurekit_spark.report.since import since
 
 __all__ = ["LISTED", "RunStore", "check_run_id"]
 
@@ -24,6 +27,7 @@ LISTED: Final = 200
 """How many runs of a merchant and market the lists name, newest first. Older ones keep their documents."""
 
 _LIST = ".index.json"  # no run has a name that begins with a dot
+_LOOKED_BACK: Final = 5  # runs that failed early tell little of what changed
 _TAKEN = ("index", "latest")
 _SUMMARY = (
     *("run_id", "merchant", "market", "run_date", "status", "started", "wall_seconds"),
@@ -50,19 +54,27 @@ class RunStore:
 
     def write(self, document: Mapping[str, Any]) -> str:
         """Keep a run's document and page, and put it on the lists; the page's place. A run of the same name before it
-        is replaced, and told of under `earlier`."""
+        is replaced, and told of under `earlier`. Runs before and after it link to it from now on."""
         merchant, market, run_id = document["merchant"], document["market"], document["run_id"]
         folder = f"{merchant}/{market}"
         before = self._document(f"{folder}/{run_id}.json")
         if before:
             told = {name: before.get(name) for name in ("status", "started", "ended", "error")}
             document = {**document, "earlier": [*before.get("earlier", []), told]}
+        known = self._others(folder, run_id)
+        document = {**document, **self._since(folder, document, known)}
+        around = neighbours(_newest_first([_summary(document), *known]))[run_id]
         self._files.write(f"{folder}/{run_id}.json", _json(document))
-        self._files.write(f"{folder}/{run_id}.html", run_page(document))
+        self._write_page(folder, document, around)
         with self._files.lock(folder):
-            known = [run for run in self._listed(folder) if run["run_id"] != run_id]
+            known = self._others(folder, run_id)
             first = not known
-            runs = _newest_first([_summary(document), *known])[:LISTED]
+            old = neighbours(_newest_first([*known, _summary(before)] if before else known))
+            runs = _newest_first([_summary(document), *known])
+            for name, moved in neighbours(runs).items():
+                if moved != (around if name == run_id else old.get(name)):
+                    self._write_page(folder, self._document(f"{folder}/{name}.json"), moved)
+            runs = runs[:LISTED]
             self._files.write(f"{folder}/{_LIST}", _json({"runs": runs}))
             self._files.write(f"{folder}/index.html", list_page(merchant, market, runs))
         if first:
@@ -99,6 +111,26 @@ class RunStore:
     def page(self, merchant: str, market: str, run_id: str) -> str:
         """Where a run's page lies."""
         return f"{self.root}/{merchant}/{market}/{run_id}.html"
+
+    def _since(self, folder: str, document: Mapping[str, Any], known: list[dict[str, Any]]) -> dict[str, Any]:
+        """`since`: what is different from the run before that came as far as a plan, where there is one."""
+        started = document.get("started") or ""
+        earlier = (run for run in known if (run.get("started") or "") <= started)
+        for run in islice(earlier, _LOOKED_BACK):
+            before = self._document(f"{folder}/{run['run_id']}.json")
+            if before and before.get("identities"):
+                return {"since": since(before, document)}
+        return {}
+
+    def _write_page(
+        self, folder: str, document: Mapping[str, Any] | None, around: tuple[str | None, str | None]
+    ) -> None:
+        if document:
+            page = run_page(document, before=around[0], after=around[1])
+            self._files.write(f"{folder}/{document['run_id']}.html", page)
+
+    def _others(self, folder: str, run_id: str) -> list[dict[str, Any]]:
+        return [run for run in self._listed(folder) if run["run_id"] != run_id]
 
     def _listed(self, folder: str) -> list[dict[str, Any]]:
         text = self._files.read(f"{folder}/{_LIST}")
@@ -202,8 +234,11 @@ class _Remote:
 def _summary(document: Mapping[str, Any]) -> dict[str, Any]:
     summary = {name: document.get(name) for name in _SUMMARY}
     builders = document.get("builders") or {}
-    for name in ("computed", "error", "calls"):
+    summary["failed_keys"] = (document.get("errors") or {}).get("total")
+    for name in ("hit", "updated", "computed", "empty", "error", "calls"):
         summary[f"{name}_total"] = sum(counts.get(name) or 0 for counts in builders.values())
+    amounts = [counts.get("usd", 0) for counts in builders.values()]
+    summary["usd_total"] = None if None in amounts else round(sum(amounts), 6)
     return summary
 
 

@@ -7,9 +7,8 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,7 +17,8 @@ from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.context import Context
 from featurekit_spark.errors import DataError, UsageError
-from featurekit_spark.report.page import groups_page, list_page, run_page
+from featurekit_spark.report.lists import list_page
+from featurekit_spark.report.page import run_page
 from featurekit_spark.report.record import KEPT_ERRORS, run_document, versions
 from featurekit_spark.report.store import LISTED, RunStore
 from featurekit_spark.session import Session
@@ -165,44 +165,6 @@ def test_everything_on_a_page_is_escaped_and_nothing_is_fetched() -> None:
     for page in (run_page(found), list_page(evil, evil, [found])):
         assert "<script" not in page and "alert(&#x27;x&#x27;)" in page
         assert "http://" not in page and "https://" not in page and "src=" not in page
-
-
-def test_what_a_page_opens_it_closes() -> None:
-    class Balance(HTMLParser):
-        open: ClassVar[list[str]] = []
-
-        def handle_starttag(self, tag: str, attrs: Any) -> None:
-            if tag not in ("meta", "br"):
-                self.open.append(tag)
-
-        def handle_endtag(self, tag: str) -> None:
-            assert self.open.pop() == tag
-
-    counts = {
-        "hit": 5,
-        "computed": 5,
-        "empty": 1,
-        "error": 1,
-        "calls": 2,
-        "tokens": 9,
-        "usd": 0.1,
-        "seconds": 1.0,
-    }
-    found = document(
-        builders={"LLMLogic": counts},
-        sinks={"delta": {"status": "published", "rows": 1}},
-        quality={"rows": 1},
-    )
-    found |= {
-        "stages": [{"stage": "read", "seconds": 130.0}, {"stage": "none", "seconds": 0.0}],
-        "plan": "plan",
-    }
-    for page in (run_page(found), list_page("abt", "US", [found]), groups_page([("abt", "US")])):
-        parser = Balance()
-        parser.feed(page)
-        parser.close()
-        assert parser.open == []
-    assert "2 min 10 s" in run_page(found) and 'class="hit" style="width:41.67%"' in run_page(found)
 
 
 def test_a_page_is_made_within_ten_milliseconds() -> None:
