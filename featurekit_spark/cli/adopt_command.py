@@ -5,23 +5,15 @@ Owns how it is asked for and told. What is compared and bound is in `adopt`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featurekit_spark.cli.exit_codes import ExitCode
-from featurekit_spark.cli.shared import (
-    ConfFile,
-    Market,
-    Merchant,
-    Output,
-    OutputOption,
-    Overrides,
-    guarded,
-    print_json,
-    settings_of,
-)
+from featurekit_spark.cli.shared import Answer, DryRun, GroupOptions, answering
+from featurekit_spark.cli.wording import counted
 from featurekit_spark.errors import UnknownBuilderError, UsageError
 
 if TYPE_CHECKING:
@@ -33,14 +25,12 @@ __all__ = ["adopt_command"]
 _SHOWN = 10
 
 
+@answering
 def adopt_command(
+    options: GroupOptions,
     builder: Annotated[
         str, typer.Argument(help="A builder below the logic builders, by name, or package.module:Class.")
     ],
-    merchant: Merchant,
-    market: Market,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
     sample: Annotated[int, typer.Option(min=0, help="How many cached keys to compute again.")] = 100,
     force: Annotated[
         bool, typer.Option("--force", help="Adopt whatever the sample says. It is recorded.")
@@ -50,9 +40,8 @@ def adopt_command(
         typer.Option("--sample-paid", help="Sample a paid builder too: one paid call for each sampled key."),
     ] = False,
     reason: Annotated[str, typer.Option(help="Why; kept in the record of the adoption.")] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare, and bind nothing.")] = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
+    dry_run: DryRun = False,
+) -> Answer:
     """Keep a builder's cached values after a change of its code.
 
     Computes a sample of keys anew, and if all values agree binds the entries to the new code, so that nothing is
@@ -62,34 +51,26 @@ def adopt_command(
 
     Example: featurekit adopt LLMSuggestions --merchant demo --market US --conf-file conf/dev.yaml
     """
-    with guarded(output):
-        settings = settings_of(merchant, market, conf_file, overrides)
-        from featurekit_spark.bootstrap import Bootstrap
+    settings = options.settings()
+    from featurekit_spark.adopt import AdoptionStatus
+    from featurekit_spark.bootstrap import Bootstrap
 
-        boot = Bootstrap(settings, merchant=merchant, market=market)
-        try:
-            found = _adopt(
-                boot,
-                builder,
-                {"merchant": merchant, "market": market},
-                sample=sample,
-                force=force,
-                sample_paid=sample_paid,
-                reason=reason,
-                dry_run=dry_run,
-            )
-        finally:
-            boot.close()
-        from featurekit_spark.adopt import AdoptionStatus
-
-        refused = found.status is AdoptionStatus.REFUSED
-        code = ExitCode.DATA if refused else ExitCode.OK
-        if output is Output.JSON:
-            print_json({**asdict(found), "exit_code": int(code)})
-        else:
-            _tell(found)
-        if refused:
-            raise typer.Exit(code)
+    boot = Bootstrap(settings, merchant=options.merchant, market=options.market)
+    try:
+        found = _adopt(
+            boot,
+            builder,
+            {"merchant": options.merchant, "market": options.market},
+            sample=sample,
+            force=force,
+            sample_paid=sample_paid,
+            reason=reason,
+            dry_run=dry_run,
+        )
+    finally:
+        boot.close()
+    code = ExitCode.DATA if found.status is AdoptionStatus.REFUSED else ExitCode.OK
+    return Answer({**asdict(found), "exit_code": int(code)}, _told(found), code=code)
 
 
 def _adopt(boot: Bootstrap, name: str, named: dict[str, str], **options: Any) -> Adoption:
@@ -122,16 +103,18 @@ def _adopt(boot: Bootstrap, name: str, named: dict[str, str], **options: Any) ->
     )
 
 
-def _tell(found: Adoption) -> None:
+def _told(found: Adoption) -> Iterator[str]:
     """For people: the verdict, keys whose values differ, and what could not be compared."""
-    print(f"{found.builder}: {found.said}")
+    yield f"{found.builder}: {found.said}"
     for item in found.disagreements[:_SHOWN]:
-        print(f"  {item.key}\n    was  {item.old}\n    now  {item.new}")
+        yield f"  {item.key}\n    was  {item.old}\n    now  {item.new}"
     if len(found.disagreements) > _SHOWN:
         more = len(found.disagreements) - _SHOWN
-        print(f"  and {more} more; --output json lists all of them")
+        yield f"  and {more} more; --output json lists all of them"
     for reason, count in sorted(found.skipped.items()):
-        print(f"  not compared: {count}, {reason}")
+        yield f"  not compared: {count}, {reason}"
     if found.calls:
         price = "price unknown" if found.usd is None else f"{found.usd:.4f} usd"
-        print(f"  the sample made {found.calls} paid calls ({found.tokens} tokens, {price})")
+        yield (
+            f"  the sample made {counted(found.calls, 'paid call')} ({counted(found.tokens, 'token')}, {price})"
+        )

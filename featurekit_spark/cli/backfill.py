@@ -5,7 +5,6 @@ Owns the range and where to go on; what a run is, it must not know.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -14,6 +13,7 @@ import typer
 
 from featurekit_spark.cli.exit_codes import ExitCode
 from featurekit_spark.cli.report import RunReport
+from featurekit_spark.cli.shared import aside
 
 __all__ = ["Dates", "path_of_day", "run_each"]
 
@@ -72,7 +72,4 @@ def run_each(dates: Dates, run: Callable[[date], RunReport]) -> int:
 
 def _told(dates: Dates, done: int, day: date) -> None:
     rest = Dates(day, dates.last)
-    print(
-        f"backfill: stopped at {day}, {done} of {len(dates)} dates are done; go on with --backfill {rest}",
-        file=sys.stderr,
-    )
+    aside(f"backfill: stopped at {day}, {done} of {len(dates)} dates are done; go on with --backfill {rest}")

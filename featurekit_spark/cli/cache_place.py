@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurekit_spark.cli.shared import settings_of
+from featurekit_spark.cli.shared import OpenOptions
 from featurekit_spark.errors import ConfigError, FeaturekitError, UsageError
 
 if TYPE_CHECKING:
@@ -17,13 +16,7 @@ if TYPE_CHECKING:
     from featurekit_spark.cache.delta import DeltaCache
     from featurekit_spark.settings import Settings
 
-__all__ = ["AnyMarket", "AnyMerchant", "CachePath", "Place", "builder_named", "place_of", "shown_size"]
-
-CachePath = Annotated[
-    str | None, typer.Option("--path", metavar="CACHE", help="The cache itself, in place of settings.")
-]
-AnyMerchant = Annotated[str | None, typer.Option(help="Merchant whose settings say where the cache is.")]
-AnyMarket = Annotated[str | None, typer.Option(help="Its market, such as US.")]
+__all__ = ["CacheOptions", "Place", "builder_named"]
 
 
 @dataclass(frozen=True)
@@ -37,37 +30,39 @@ class Place:
     market: str | None
 
 
-def place_of(
-    path: str | None,
-    merchant: str | None,
-    market: str | None,
-    conf_file: Path | None,
-    overrides: list[str] | None,
-) -> Place:
-    """The cache at `path`, else the one of the settings; without a merchant those that all merchants share.
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions(OpenOptions):
+    """Of a command about a cache: the one of the settings, or any."""
 
-    Raises ConfigError where there is none.
-    """
-    from featurekit_spark.cache.delta import DeltaCache
+    path: Annotated[
+        str | None, typer.Option(metavar="CACHE", help="The cache itself, in place of settings.")
+    ] = None
 
-    if path is not None:
-        if conf_file is not None or overrides or merchant or market:
-            raise UsageError(
-                "--path names the cache itself; leave it out, or --conf-file, --set and --merchant."
+    def place(self) -> Place:
+        """The cache at `path`, else the one of the settings. Raises ConfigError where there is none."""
+        from featurekit_spark.cache.delta import DeltaCache
+
+        if self.path is not None:
+            if self.conf_file is not None or self.overrides or self.merchant or self.market:
+                raise UsageError(
+                    "--path names the cache itself; leave it out, or --conf-file, --set and --merchant."
+                )
+            place = Place(DeltaCache(self.path), None, None, None, None)
+            hint = "check --path"
+        else:
+            self.both_or_neither()
+            settings = self.settings()
+            if settings.cache.kind == "memory":
+                raise UsageError(
+                    "cache.kind is memory, which keeps nothing after a run: there is nothing there."
+                )
+            place = Place(
+                DeltaCache(settings.cache_path), settings.warehouse, settings, self.merchant, self.market
             )
-        place = Place(DeltaCache(path), None, None, None, None)
-        hint = "check --path"
-    else:
-        if (merchant is None) != (market is None):
-            raise UsageError("--merchant and --market go together: give both, or neither.")
-        settings = settings_of(merchant or "_", market or "_", conf_file, overrides)
-        if settings.cache.kind == "memory":
-            raise UsageError("cache.kind is memory, which keeps nothing after a run: there is nothing there.")
-        place = Place(DeltaCache(settings.cache_path), settings.warehouse, settings, merchant, market)
-        hint = f"cache.path is from {settings.origin('cache.path')}; give --path, --conf-file or --set"
-    if not place.cache.exists():
-        raise ConfigError(f"{place.cache.path!r} holds no cache: {hint}.")
-    return place
+            hint = f"cache.path is from {settings.origin('cache.path')}; give --path, --conf-file or --set"
+        if not place.cache.exists():
+            raise ConfigError(f"{place.cache.path!r} holds no cache: {hint}.")
+        return place
 
 
 def builder_named(name: str, place: Place) -> tuple[str, type[FeatureBuilder[Any]] | None]:
@@ -86,12 +81,3 @@ def builder_named(name: str, place: Place) -> tuple[str, type[FeatureBuilder[Any
             if builder.name == name:
                 return name, builder
     return name, None
-
-
-def shown_size(size: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

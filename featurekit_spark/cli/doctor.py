@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurekit_spark.cli.config_commands import NOBODY
 from featurekit_spark.cli.exit_codes import ExitCode
-from featurekit_spark.cli.shared import (
-    ConfFile,
-    Engine,
-    Output,
-    OutputOption,
-    Overrides,
-    guarded,
-    print_json,
-    settings_of,
-)
-from featurekit_spark.errors import ConfigError, UsageError
+from featurekit_spark.cli.shared import Answer, Engine, EngineKind, OpenOptions, Output, answering, aside, say
+from featurekit_spark.cli.wording import counted
+from featurekit_spark.errors import ConfigError
 
 if TYPE_CHECKING:
     from featurekit_spark.doctor import Check
@@ -32,19 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["doctor_command"]
 
 
+@answering
 def doctor_command(
-    merchant: Annotated[
-        str | None, typer.Option(help="Check this merchant's settings and catalog as well.")
-    ] = None,
-    market: Annotated[str | None, typer.Option(help="The market of that catalog, such as US.")] = None,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
+    options: OpenOptions,
     engine: Engine = None,
     spark: Annotated[
         bool, typer.Option("--spark", help="Also start Spark and write a small Delta table (half a minute).")
     ] = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
+) -> Answer:
     """Check this machine, and everything that a run would use.
 
     Python, Java, versions, Delta's jars, paths and locks, Redis, the model's server, the catalog.
@@ -52,41 +36,32 @@ def doctor_command(
 
     Example: featurekit doctor --conf-file conf/dev.yaml --merchant demo --market US --spark
     """
-    with guarded(output):
-        if (merchant is None) != (market is None):
-            raise UsageError("give --merchant and --market together, or neither of them.")
-        checks = []
-        for check in _checks(merchant, market, conf_file, overrides, engine, spark):
-            checks.append(check)
-            if output is Output.TEXT:
-                print("\n".join(_told(check)), flush=True)
-        from featurekit_spark.doctor import Status, worst
+    options.both_or_neither()
+    checks = []
+    for check in _checks(options, engine, spark):
+        checks.append(check)
+        if options.output is Output.TEXT:  # as they come: some take a while
+            say("\n".join(_told(check)))
+    from featurekit_spark.doctor import Status, worst
 
-        status = worst(checks)
-        if output is Output.JSON:
-            print_json({"status": status, "checks": [asdict(check) for check in checks]})
-        else:
-            counts = {name: sum(check.status is name for check in checks) for name in Status}
-            print(f"{counts[Status.OK]} ok, {counts[Status.WARN]} warnings, {counts[Status.FAIL]} failed")
-        if status is Status.FAIL:
-            raise typer.Exit(ExitCode.CONFIG)
+    status = worst(checks)
+    counts = {name: sum(check.status is name for check in checks) for name in Status}
+    warnings = counted(counts[Status.WARN], "warning")
+    return Answer(
+        {"status": status, "checks": [asdict(check) for check in checks]},
+        [f"{counts[Status.OK]} ok, {warnings}, {counts[Status.FAIL]} failed"],
+        code=ExitCode.CONFIG if status is Status.FAIL else ExitCode.OK,
+    )
 
 
-def _checks(
-    merchant: str | None,
-    market: str | None,
-    conf_file: Path | None,
-    overrides: list[str] | None,
-    engine: str | None,
-    start_spark: bool,
-) -> Iterator[Check]:
+def _checks(options: OpenOptions, engine: EngineKind | None, start_spark: bool) -> Iterator[Check]:
     from featurekit_spark.doctor import machine
     from featurekit_spark.doctor.base import fail, ok
 
     settings = None
     try:
-        settings = settings_of(merchant or NOBODY, market or NOBODY, conf_file, overrides, engine)
-        yield ok("settings", f"of {conf_file or 'defaults, variables and --set'}: no mistakes")
+        settings = options.settings(engine)
+        yield ok("settings", f"of {options.conf_file or 'defaults, variables and --set'}: no mistakes")
     except ConfigError as error:
         yield fail(
             "settings", str(error), "Correct it; `featurekit config show` tells where each value is from."
@@ -103,10 +78,10 @@ def _checks(
         yield machine.jars(home, conf, versions)
         yield machine.archive(conf)
     if start_spark:
-        print("starting Spark ...", file=sys.stderr, flush=True)
+        aside("starting Spark ...")
         yield machine.spark_starts()
     if settings is not None:
-        yield from _of_settings(settings, merchant, market)
+        yield from _of_settings(settings, options.merchant, options.market)
 
 
 def _of_settings(settings: Settings, merchant: str | None, market: str | None) -> Iterator[Check]:

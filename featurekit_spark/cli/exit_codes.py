@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
     PARTIAL = 5
     BUDGET = 6
     RETRY = 75
+    READER_GONE = 141  # as a shell has it of what SIGPIPE ended
 
 
 def exit_code(error: BaseException) -> ExitCode:

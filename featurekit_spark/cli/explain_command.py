@@ -7,23 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurekit_spark.cli.shared import (
-    ConfFile,
-    Engine,
-    Market,
-    Merchant,
-    Output,
-    OutputOption,
-    Overrides,
-    guarded,
-    print_json,
-    settings_of,
-)
+from featurekit_spark.cli.shared import Answer, Day, Engine, GroupOptions, answering
+from featurekit_spark.cli.wording import counted
 from featurekit_spark.errors import UnknownBuilderError, UsageError, known_names
 
 if TYPE_CHECKING:
@@ -33,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["explain_command"]
 
 
+@answering
 def explain_command(
-    merchant: Merchant,
-    market: Market,
+    options: GroupOptions,
     builder: Annotated[
         str | None,
         typer.Argument(
@@ -49,16 +38,12 @@ def explain_command(
         ),
     ] = None,
     run: Annotated[
-        str | None, typer.Option(metavar="RUN_ID", help="Explain what this run did instead.")
+        str | None,
+        typer.Option(metavar="RUN", help="Explain what this run did instead: its name, or latest."),
     ] = None,
-    run_date: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The date that is taken for today.")
-    ] = None,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
+    run_date: Day = None,
     engine: Engine = None,
-    output: OutputOption = Output.TEXT,
-) -> None:
+) -> Answer:
     """Draw the plan, or say why a key would be computed again.
 
     With --key, each part of its identity before and now. Nothing is built but light builders, nothing is written,
@@ -66,26 +51,25 @@ def explain_command(
 
     Example: featurekit explain LLMLogic --key '["demo","US","demo-000001"]' --merchant demo --market US
     """
-    with guarded(output):
-        settings = settings_of(merchant, market, conf_file, overrides, engine)
-        if run is not None and key is None:
-            _show_run(settings.warehouse, merchant, market, run, builder, output)
-            return
-        from featurekit_spark.bootstrap import Bootstrap
+    settings = options.settings(engine)
+    if run is not None:
+        from featurekit_spark.report.store import RunStore
 
-        boot = Bootstrap(
-            settings, merchant=merchant, market=market, run_date=run_date.date() if run_date else None
-        )
-        try:
-            if key is None:
-                _show_plan(boot, builder, output)
-            else:
-                _show_key(boot, builder, key, run, output)
-        finally:
-            boot.close()
+        store = RunStore(settings.warehouse)
+        if key is None:
+            return _of_run(store.read(options.merchant, options.market, run), builder)
+        if run == "latest":
+            run = store.read(options.merchant, options.market, run)["run_id"]
+    from featurekit_spark.bootstrap import Bootstrap
+
+    boot = Bootstrap(settings, merchant=options.merchant, market=options.market, run_date=run_date)
+    try:
+        return _of_plan(boot, builder) if key is None else _of_key(boot, builder, key, run)
+    finally:
+        boot.close()
 
 
-def _show_plan(boot: Bootstrap, name: str | None, output: Output) -> None:
+def _of_plan(boot: Bootstrap, name: str | None) -> Answer:
     from featurekit_spark.plan_tree import plan_facts, plan_tree
 
     keyset = boot.get_logic_keys()
@@ -98,17 +82,14 @@ def _show_plan(boot: Bootstrap, name: str | None, output: Output) -> None:
             )
     group: dict[str, Any] = {"merchant": boot.merchant, "market": boot.market}
     plan = boot.get_session().plan(*(builder.over(keyset) for builder in builders), **group)
-    if output is Output.JSON:
-        print_json({"status": "ok", **group, **plan_facts(plan)})
-    else:
-        print(plan_tree(plan), flush=True)
+    return Answer({"status": "ok", **group, **plan_facts(plan)}, [plan_tree(plan)])
 
 
-def _show_key(boot: Bootstrap, name: str | None, text: str, run: str | None, output: Output) -> None:
+def _of_key(boot: Bootstrap, name: str | None, text: str, run: str | None) -> Answer:
     from featurekit_spark.hindsight import why_in_run
 
     builder = _builder(boot, name)
-    key = _parsed(builder, text)
+    key = _parsed(boot, builder, text)
     keyset = boot.get_logic_keys()
     is_target = builder.key == keyset.member_key()
     named: dict[str, Any] = {"merchant": boot.merchant, "market": boot.market}
@@ -122,10 +103,8 @@ def _show_key(boot: Bootstrap, name: str | None, text: str, run: str | None, out
     else:
         target = builder.over(keyset) if is_target else builder
         found = session.why(target, key, **group)
-    if output is Output.JSON:
-        print_json({"status": "ok", "merchant": boot.merchant, "market": boot.market, **found.facts()})
-    else:
-        print(found, flush=True)
+    about = {"status": "ok", "merchant": boot.merchant, "market": boot.market}
+    return Answer({**about, **found.facts()}, [str(found)])
 
 
 def _builder(boot: Bootstrap, name: str | None) -> type[FeatureBuilder[Any]]:
@@ -148,22 +127,19 @@ def _builder(boot: Bootstrap, name: str | None) -> type[FeatureBuilder[Any]]:
         raise UsageError(f"{error} One that is not in the plan is given as package.module:Class.") from error
 
 
-def _parsed(builder: type[FeatureBuilder[Any]], text: str) -> tuple[Any, ...]:
+def _parsed(boot: Bootstrap, builder: type[FeatureBuilder[Any]], text: str) -> tuple[Any, ...]:
     from featurekit_spark.builder import parse_key
 
-    example = json.dumps([f"<{field}>" for field in builder.key])
+    known = {"merchant": boot.merchant, "market": boot.market}
+    written = f"a key of {builder.name} is written --key '{json.dumps([known.get(f, f'<{f}>') for f in builder.key])}'"
     try:
         found = json.loads(text)
     except ValueError as error:
+        raise UsageError(f"--key {text!r} is no JSON ({error}); {written}") from error
+    parts = found.values() if isinstance(found, dict) else found
+    if not isinstance(found, list | dict) or not all(isinstance(part, str | int) for part in parts):
         raise UsageError(
-            f"--key {text!r} is no JSON ({error}). A key of {builder.name} is written {example}; mind the shell's "
-            "quotes"
-        ) from error
-    if not isinstance(found, list | dict) or not all(
-        isinstance(part, str | int) for part in (found.values() if isinstance(found, dict) else found)
-    ):
-        raise UsageError(
-            f"--key {text!r} is no key: {builder.name} has the key fields {builder.key!r}; write {example}"
+            f"--key {text!r} is no key: {builder.name} has the key fields {builder.key!r}; {written}"
         )
     return parse_key(builder, found)
 
@@ -178,24 +154,20 @@ def _of_this_group(boot: Bootstrap, builder: type[FeatureBuilder[Any]], key: tup
             )
 
 
-def _show_run(warehouse: str, merchant: str, market: str, run: str, name: str | None, output: Output) -> None:
+def _of_run(document: Mapping[str, Any], name: str | None) -> Answer:
     """What a run's document says of its builders."""
-    from featurekit_spark.report.store import RunStore
-
-    document = RunStore(warehouse).read(merchant, market, run)
     builders = {
         each: {**counts, **(document.get("identities") or {}).get(each, {})}
         for each, counts in (document.get("builders") or {}).items()
     }
     if name is not None:
         if name not in builders:
+            run = document["run_id"]
             raise UsageError(f"run {run!r} has no builder {name!r}. {known_names(name, builders)}")
         builders = {name: builders[name]}
-    if output is Output.JSON:
-        kept = ("run_id", "merchant", "market", "started", "unchanged", "engine")
-        print_json({"status": "ok", **{field: document.get(field) for field in kept}, "builders": builders})
-    else:
-        print("\n".join(_told(document, builders)), flush=True)
+    kept = ("run_id", "merchant", "market", "started", "unchanged", "engine")
+    facts = {"status": "ok", **{field: document.get(field) for field in kept}, "builders": builders}
+    return Answer(facts, _told(document, builders))
 
 
 def _told(document: Mapping[str, Any], builders: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -203,7 +175,7 @@ def _told(document: Mapping[str, Any], builders: Mapping[str, Mapping[str, Any]]
     yield f"run {document['run_id']} of {document['merchant']} {document['market']}: {document['status']}{nothing}"
     for name, facts in builders.items():
         counts = ", ".join(f"{facts.get(what) or 0} {what}" for what in ("hit", "computed", "empty", "error"))
-        yield f"{name}: {counts}, {facts.get('calls') or 0} calls"
+        yield f"{name}: {counts}, {counted(facts.get('calls') or 0, 'call')}"
         if "config_hash" in facts:
             yield f"    version {facts['version']}, type {facts['type']}"
             yield f"    config  {facts['config']} ({facts['config_hash']})"

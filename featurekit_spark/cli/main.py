@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date, datetime
-from pathlib import Path
+from datetime import date
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,24 +29,26 @@ from featurekit_spark.cli.explain_command import explain_command
 from featurekit_spark.cli.order import InOrder
 from featurekit_spark.cli.outputs_commands import outputs_app
 from featurekit_spark.cli.overlay_commands import promote_command
-from featurekit_spark.cli.plan_command import plan_command, show_plan
+from featurekit_spark.cli.plan_command import estimated, plan_command
 from featurekit_spark.cli.progress import progress_line
 from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.removal_commands import invalidate_command, purge_command
 from featurekit_spark.cli.report import RunReport
 from featurekit_spark.cli.runs_commands import runs_app
 from featurekit_spark.cli.shared import (
-    ConfFile,
+    Answer,
+    Day,
     Engine,
-    Market,
-    Merchant,
+    EngineKind,
+    GroupOptions,
     Output,
-    OutputOption,
-    Overrides,
-    settings_of,
+    ReaderGone,
+    answering,
+    aside,
+    say,
 )
 from featurekit_spark.cli.streams import stderr_apart
-from featurekit_spark.errors import BudgetReachedError, FeaturekitError
+from featurekit_spark.errors import BudgetReachedError, FeaturekitError, UsageError
 
 if TYPE_CHECKING:
     from featurekit_spark.session import RunResult
@@ -78,21 +79,12 @@ app.command("demo")(demo_command)
 _job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def _root() -> None:
-    """Keeps `run` a subcommand while it is the only one."""
-
-
 @app.command("run")
 @_job.command()
+@answering
 def run_command(
-    merchant: Merchant,
-    market: Market,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
-    run_date: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The date the run takes for today.")
-    ] = None,
+    options: GroupOptions,
+    run_date: Day = None,
     run_id: Annotated[str | None, typer.Option(help="The run's name; made up if not given.")] = None,
     engine: Engine = None,
     backfill: Annotated[
@@ -121,8 +113,7 @@ def run_command(
     max_usd: Annotated[
         float | None, typer.Option(min=0, help="At most so much for them; short for --set run.max_usd=...")
     ] = None,
-    output: OutputOption = Output.TEXT,
-) -> None:
+) -> Answer | None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
@@ -131,38 +122,27 @@ def run_command(
     Example: featurekit run --merchant demo --market US --conf-file conf/dev.yaml --engine local
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")  # to stderr
-    overrides = list(overrides or [])
+    overrides = list(options.overrides or [])
     if max_calls is not None:
         overrides.append(f"run.max_calls={max_calls}")
     if max_usd is not None:
         overrides.append(f"run.max_usd={max_usd:f}")  # YAML takes 1e-05 for text
+    options = replace(options, overrides=overrides)
     if dry_run:
-        day = run_date.date() if run_date else None
-        show_plan(merchant, market, conf_file, overrides, engine, day, output=output)
-        return
-    request = _Request(
-        merchant,
-        market,
-        conf_file,
-        overrides,
-        engine,
-        run_date.date() if run_date else None,
-        run_id,
-        republish,
-        export_failed,
-    )
+        return estimated(options, engine, run_date)
+    request = _Request(options, engine, run_date, run_id, republish, export_failed)
     if backfill is None:
-        raise typer.Exit(_reported(request, output).code)
+        raise typer.Exit(_reported(request).code)
     if run_date is not None:
-        raise typer.BadParameter("--backfill gives each run its date: leave out --run-date.")
-    raise typer.Exit(run_each(backfill, lambda day: _reported(request.on(day), output)))
+        raise UsageError("--backfill gives each run its date: leave out --run-date.")
+    raise typer.Exit(run_each(backfill, lambda day: _reported(request.on(day))))
 
 
-def _reported(request: _Request, output: Output) -> RunReport:
+def _reported(request: _Request) -> RunReport:
     """Carry out one run, keep its record, and print what is to be said of it."""
     report = RunReport(
-        merchant=request.merchant,
-        market=request.market,
+        merchant=request.options.merchant,
+        market=request.options.market,
         run_id=request.run_id or uuid.uuid4().hex,
         run_date=request.run_date,
     )
@@ -170,23 +150,24 @@ def _reported(request: _Request, output: Output) -> RunReport:
         _run(request, report)
     except BudgetReachedError as stop:
         report.failed(str(stop), exit_code(stop), status="stopped")
-        print(f"stopped: {stop}", file=sys.stderr)
+        aside(f"stopped: {stop}")
     except FeaturekitError as error:
         report.failed(str(error), exit_code(error))
-        print(f"error: {error}", file=sys.stderr)
+        aside(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted: what was computed is kept, and the next run goes on from there", file=sys.stderr)
+        aside("interrupted: what was computed is kept, and the next run goes on from there")
         report.failed("interrupted", 130)
         keep_record(report)
         raise
     except Exception as error:
         report.failed(f"{type(error).__name__}: {error}", ExitCode.BUG)
-        traceback.print_exc()
+        aside(traceback.format_exc().rstrip())
     keep_record(report)
-    if output is Output.JSON:
-        print(report.json(), flush=True)
-    elif report.status not in ("failed", "stopped"):
-        print(report.text(), flush=True)
+    with suppress(ReaderGone):  # the exit code is the run's, whoever reads of it
+        if request.options.output is Output.JSON:
+            say(report.json())
+        elif report.status not in ("failed", "stopped"):
+            say(report.text())
     return report
 
 
@@ -202,11 +183,8 @@ def run_logic_main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class _Request:
-    merchant: str
-    market: str
-    conf_file: Path | None
-    overrides: list[str] | None
-    engine: str | None
+    options: GroupOptions
+    engine: EngineKind | None
     run_date: date | None
     run_id: str | None
     republish: bool
@@ -220,9 +198,8 @@ class _Request:
 
 
 def _run(request: _Request, report: RunReport) -> None:
-    settings = settings_of(
-        request.merchant, request.market, request.conf_file, request.overrides, request.engine
-    )
+    merchant, market = request.options.merchant, request.options.market
+    settings = request.options.settings(request.engine)
     from featurekit_spark.report.store import check_run_id
 
     check_run_id(report.run_id)
@@ -237,8 +214,8 @@ def _run(request: _Request, report: RunReport) -> None:
     with progress_line() as progress:
         boot = Bootstrap(
             settings,
-            merchant=request.merchant,
-            market=request.market,
+            merchant=merchant,
+            market=market,
             run_date=request.run_date,
             progress=progress,
         )
@@ -250,8 +227,8 @@ def _run(request: _Request, report: RunReport) -> None:
                     session,
                     boot.get_logic_builders(),
                     boot.get_logic_keys(),
-                    merchant=request.merchant,
-                    market=request.market,
+                    merchant=merchant,
+                    market=market,
                     sinks=boot.get_sinks(),
                     gate=Gate(settings.publish_gate.max_row_drop, settings.publish_gate.max_coverage_drop),
                     run_id=report.run_id,
@@ -265,7 +242,7 @@ def _run(request: _Request, report: RunReport) -> None:
             boot.close()
     report.done(outcome)
     for line in report.problems():
-        print(line, file=sys.stderr)
+        aside(line)
 
 
 def _computed(result: RunResult, request: _Request, report: RunReport) -> None:

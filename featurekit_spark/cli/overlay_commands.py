@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurekit_spark.cli.shared import (
-    ConfFile,
-    Market,
-    Merchant,
-    Output,
-    OutputOption,
-    Overrides,
-    guarded,
-    print_json,
-    settings_of,
-)
+from featurekit_spark.cli.shared import Answer, DryRun, GroupOptions, answering
+from featurekit_spark.cli.wording import counted, table
 from featurekit_spark.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -29,11 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["promote_command"]
 
 
+@answering
 def promote_command(
-    merchant: Merchant,
-    market: Market,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
+    options: GroupOptions,
     builder: Annotated[
         list[str] | None, typer.Option(help="Only this builder; may be given several times.")
     ] = None,
@@ -41,9 +30,8 @@ def promote_command(
     traces: Annotated[
         bool, typer.Option("--traces", help="Also what targets were found valid with (same sources only).")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and write nothing.")] = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
+    dry_run: DryRun = False,
+) -> Answer:
     """Give the cache at cache.base what cache.path has and it lacks.
 
     Entries, and which of them are current, in one append; done again, it does nothing. Afterwards cache.base
@@ -51,27 +39,19 @@ def promote_command(
 
     Example: featurekit cache promote --merchant demo --market US --conf-file dev.yaml --dry-run
     """
-    with guarded(output):
-        settings = settings_of(merchant, market, conf_file, overrides)
-        over = _overlay(settings, merchant, market)
-        from featurekit_spark.cache.promote import promote
+    settings = options.settings()
+    over = _overlay(settings, options.merchant, options.market)
+    from featurekit_spark.cache.promote import promote
 
-        told = promote(
-            over.own, over.base, builders=builder or (), run_id=run_id, traces=traces, dry_run=dry_run
-        )
-        if output is Output.JSON:
-            counts = {name: asdict(found) for name, found in told.items()}
-            print_json(
-                {
-                    "status": "ok",
-                    "dry_run": dry_run,
-                    "from": settings.cache_path,
-                    "to": settings.cache.base,
-                    "builders": counts,
-                }
-            )
-        else:
-            print("\n".join(_told(told, settings, dry_run)))
+    told = promote(over.own, over.base, builders=builder or (), run_id=run_id, traces=traces, dry_run=dry_run)
+    facts = {
+        "status": "ok",
+        "dry_run": dry_run,
+        "from": settings.cache_path,
+        "to": settings.cache.base,
+        "builders": {name: asdict(found) for name, found in told.items()},
+    }
+    return Answer(facts, _told(told, settings, dry_run))
 
 
 def _overlay(settings: Settings, merchant: str, market: str) -> OverlayCache:
@@ -95,9 +75,13 @@ def _overlay(settings: Settings, merchant: str, market: str) -> OverlayCache:
 def _told(told: Mapping[str, Promoted], settings: Settings, dry_run: bool) -> Iterator[str]:
     verb = "would go" if dry_run else "went"
     total = sum(found.entries + found.pointers + found.traces for found in told.values())
-    yield f"{total} rows {verb} from {settings.cache_path} to {settings.cache.base}"
-    width = max((len(name) for name in told), default=0)
-    if told:
-        yield f"  {'builder':<{width}} {'entries':>9} {'pointers':>9} {'traces':>9}"
-    for name, found in told.items():
-        yield f"  {name:<{width}} {found.entries:>9} {found.pointers:>9} {found.traces:>9}"
+    places = f"from {settings.cache_path} to {settings.cache.base}"
+    yield f"{counted(total, 'row')} {verb} {places}"
+    if not total:
+        yield "  nothing is there that cache.base lacks"
+        return
+    counts = (
+        (f"  {name}", str(found.entries), str(found.pointers), str(found.traces))
+        for name, found in told.items()
+    )
+    yield from table([("  builder", "entries", "pointers", "traces"), *counts])

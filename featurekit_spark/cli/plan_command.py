@@ -5,99 +5,71 @@ Owns how an estimate is printed and when it fails a build. What is counted is in
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import date, datetime
-from pathlib import Path
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featurekit_spark.cli.exit_codes import ExitCode
 from featurekit_spark.cli.progress import progress_line
-from featurekit_spark.cli.shared import (
-    ConfFile,
-    Engine,
-    Market,
-    Merchant,
-    Output,
-    OutputOption,
-    Overrides,
-    guarded,
-    print_json,
-    settings_of,
-)
+from featurekit_spark.cli.shared import Answer, Day, Engine, EngineKind, GroupOptions, answering
+from featurekit_spark.cli.wording import counted, shown_seconds, shown_usd, table
 
 if TYPE_CHECKING:
     from featurekit_spark.changes import Change
     from featurekit_spark.estimate import BuilderEstimate, PlanEstimate
 
-__all__ = ["plan_command", "show_plan"]
+__all__ = ["estimated", "plan_command"]
 
-_COLUMNS = {"hit": 8, "stale": 7, "miss": 8, "error": 6, "calls": 8, "tokens": 10, "usd": 10, "seconds": 9}
+_COLUMNS = ("hit", "stale", "miss", "error", "calls", "tokens", "usd", "seconds")
 
 
+@answering
 def plan_command(
-    merchant: Merchant,
-    market: Market,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
-    run_date: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="The date the run would take for today.")
-    ] = None,
+    options: GroupOptions,
+    run_date: Day = None,
     engine: Engine = None,
     fail_over_usd: Annotated[
         float | None,
         typer.Option(min=0, help="Exit with 6 where the run would cost more, or nobody knows what it costs."),
     ] = None,
-    output: OutputOption = Output.TEXT,
-) -> None:
+) -> Answer:
     """Say what a run would compute and pay, per builder, without doing it.
 
     Sources are read; nothing is written, paid or started. Exit codes as of `run`; 6 with --fail-over-usd exceeded.
 
     Example: featurekit plan --merchant demo --market US --conf-file conf/dev.yaml
     """
-    day = run_date.date() if run_date else None
-    show_plan(merchant, market, conf_file, overrides, engine, day, fail_over_usd=fail_over_usd, output=output)
+    return estimated(options, engine, run_date, fail_over_usd=fail_over_usd)
 
 
-def show_plan(
-    merchant: str,
-    market: str,
-    conf_file: Path | None,
-    overrides: list[str] | None,
-    engine: str | None,
+def estimated(
+    options: GroupOptions,
+    engine: EngineKind | None,
     run_date: date | None,
     *,
     fail_over_usd: float | None = None,
-    output: Output = Output.TEXT,
-) -> None:
-    """Print the estimate of a run; raises typer.Exit where it cannot be made or is over the limit."""
-    with guarded(output):
-        settings = settings_of(merchant, market, conf_file, overrides, engine)
-        from featurekit_spark.bootstrap import Bootstrap
+) -> Answer:
+    """The estimate of a run."""
+    settings = options.settings(engine)
+    from featurekit_spark.bootstrap import Bootstrap
 
-        with progress_line() as progress:
-            boot = Bootstrap(settings, merchant=merchant, market=market, run_date=run_date, progress=progress)
-            try:
-                keys = boot.get_logic_keys()
-                targets = [builder.over(keys) for builder in boot.get_logic_builders()]
-                estimate = boot.get_session().estimate(*targets, merchant=merchant, market=market)
-            finally:
-                boot.close()
-        over = _over(estimate, fail_over_usd)
-        if output is Output.JSON:
-            print_json(
-                _facts(estimate) | ({"status": "failed", "error": over, "exit_code": 6} if over else {})
-            )
-        else:
-            print(_text(estimate), flush=True)
-        for warning in estimate.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if over:
-            print(f"error: {over}", file=sys.stderr)
-            raise typer.Exit(ExitCode.BUDGET)
+    group: dict[str, Any] = {"merchant": options.merchant, "market": options.market}
+    with progress_line() as progress:
+        boot = Bootstrap(settings, **group, run_date=run_date, progress=progress)
+        try:
+            keys = boot.get_logic_keys()
+            targets = [builder.over(keys) for builder in boot.get_logic_builders()]
+            estimate = boot.get_session().estimate(*targets, **group)
+        finally:
+            boot.close()
+    over = _over(estimate, fail_over_usd)
+    code = ExitCode.BUDGET if over else ExitCode.OK
+    failed = {"status": "failed", "error": over, "exit_code": int(code)} if over else {}
+    notes = [*(f"warning: {warning}" for warning in estimate.warnings), *([f"error: {over}"] if over else [])]
+    return Answer(_facts(estimate) | failed, _text(estimate), notes, code)
 
 
 def _over(estimate: PlanEstimate, limit: float | None) -> str | None:
@@ -111,7 +83,7 @@ def _over(estimate: PlanEstimate, limit: float | None) -> str | None:
             "has a price. Run a few keys first, or leave out --fail-over-usd."
         )
     if estimate.usd > limit:
-        return f"this run would cost {_money(estimate.usd)} usd, more than --fail-over-usd {limit}"
+        return f"this run would cost {shown_usd(estimate.usd)} usd, more than --fail-over-usd {limit}"
     return None
 
 
@@ -143,30 +115,45 @@ def _facts(estimate: PlanEstimate) -> dict[str, Any]:
     }
 
 
-def _text(estimate: PlanEstimate) -> str:
-    head = f"{' '.join(map(str, estimate.group.values()))}: {estimate.keys} products"
+def _text(estimate: PlanEstimate) -> Iterator[str]:
+    group = " ".join(map(str, estimate.group.values()))
+    head = f"{group}: {counted(estimate.keys, 'product')}"
     if estimate.unchanged:
-        lines = [f"{head}, all proven unchanged: a run would compute nothing"]
+        yield f"{head}, all proven unchanged: a run would compute nothing"
     else:
-        about = "about " if any(b.estimated for b in estimate.builders if b.paid) else ""
-        paid = f"{about}{estimate.calls} calls ({_told(estimate.tokens)} tokens, {_money(estimate.usd)} usd)"
-        seconds = _seconds(estimate.seconds)
-        lines = [f"{head}; a run would make {paid} and compute for about {seconds} s of one core"]
-    width = max(len(builder.name) for builder in estimate.builders)
-    lines.append(f"  {'builder':<{width}}" + "".join(f" {name:>{w}}" for name, w in _COLUMNS.items()))
-    lines += [f"  {builder.name:<{width}}{_cells(builder)}" for builder in estimate.builders]
+        yield f"{head}; a run would make {_calls(estimate)} and compute {_computing(estimate)}"
+    looked_at = [builder for builder in estimate.builders if builder.keys]
+    rows = [(f"  {builder.name}", *_cells(builder)) for builder in looked_at]
+    yield from table([("  builder", *_COLUMNS), *rows])
     proven = sum(builder.proven for builder in estimate.builders)
     if proven:
-        lines.append(
-            f"  {proven} of the hits are proven unchanged: what they were made from is not looked up"
-        )
+        yield f"  {counted(proven, 'hit is', 'hits are')} proven unchanged: what is below is not looked up for them"
     if estimate.estimated:
-        lines.append("  ~: about, because it depends on values that the run has yet to compute")
+        yield "  ~: about, because it depends on values that the run has yet to compute"
     if any(part is None for b in estimate.builders for part in (b.usd, b.tokens, b.seconds)):
-        lines.append("  ?: not known, because no entry tells")
+        yield "  ?: not known, because no entry tells"
     if estimate.changes:
-        lines += ["  changed since the last run:", *(f"    {_change(c, estimate)}" for c in estimate.changes)]
-    return "\n".join(lines)
+        yield "  changed since the last run:"
+        yield from (f"    {_change(change, estimate)}" for change in estimate.changes)
+
+
+def _calls(estimate: PlanEstimate) -> str:
+    if not estimate.calls:
+        return "no paid calls"
+    about = "about " if any(builder.estimated for builder in estimate.builders if builder.paid) else ""
+    tokens = f"{_told(estimate.tokens)} token{'' if estimate.tokens == 1 else 's'}"
+    return f"{about}{counted(estimate.calls, 'paid call')} ({tokens}, {shown_usd(estimate.usd)} usd)"
+
+
+def _computing(estimate: PlanEstimate) -> str:
+    """How long, as far as any entry tells."""
+    building = [builder for builder in estimate.builders if builder.to_build]
+    if not building:
+        return "nothing"
+    if all(builder.seconds is None for builder in building):
+        return "for nobody knows how long"
+    least = "at least" if any(builder.seconds is None for builder in building) else "about"
+    return f"for {least} {shown_seconds(estimate.seconds)} of one core"
 
 
 def _change(change: Change, estimate: PlanEstimate) -> str:
@@ -174,33 +161,24 @@ def _change(change: Change, estimate: PlanEstimate) -> str:
     own = next((builder for builder in estimate.builders if builder.name == change.builder), None)
     if own is None or not own.to_build:
         return str(change)
-    cost = f"{own.to_build} keys to build" + (f", {_money(own.usd)} usd" if own.paid else "")
+    cost = f"{counted(own.to_build, 'key')} to build" + (f", {shown_usd(own.usd)} usd" if own.paid else "")
     hint = f" (the same values? `featurekit adopt {change.builder}`)" if change.adoptable else ""
     return f"{change}: {cost}{hint}"
 
 
-def _cells(builder: BuilderEstimate) -> str:
+def _cells(builder: BuilderEstimate) -> Iterator[str]:
     about = "~" if builder.estimated else ""
-    shown = {
-        "hit": str(builder.hit),
-        "stale": str(builder.stale),
-        "miss": f"{about}{builder.miss}" if builder.miss else "0",
-        "error": str(builder.error),
-        "calls": f"{about}{builder.calls}" if builder.calls else "0",
-        "tokens": _told(builder.tokens),
-        "usd": _money(builder.usd),
-        "seconds": _seconds(builder.seconds),
-    }
-    return "".join(f" {shown[name]:>{width}}" for name, width in _COLUMNS.items())
+    yield from (
+        str(builder.hit),
+        str(builder.stale),
+        f"{about}{builder.miss}" if builder.miss else "0",
+        str(builder.error),
+        f"{about}{builder.calls}" if builder.calls else "0",
+        _told(builder.tokens),
+        shown_usd(builder.usd),
+        "?" if builder.seconds is None else f"{builder.seconds:.2f}",
+    )
 
 
 def _told(count: int | None) -> str:
     return "?" if count is None else str(count)
-
-
-def _money(usd: float | None) -> str:
-    return "?" if usd is None else f"{usd:.4f}" if 0 < usd < 1 else f"{usd:.2f}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return "?" if seconds is None else f"{seconds:.1f}"

@@ -6,18 +6,18 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["read_titles", "show_recommendations"]
+__all__ = ["shown_recommendations", "titles_of"]
 
 Row = tuple[str, str, list[str] | None]
 
 
-def read_titles(catalog: Path) -> dict[str, str]:
+def titles_of(catalog: Path) -> dict[str, str]:
     """Title by product id, of a CSV file with both columns."""
     with catalog.open(encoding="utf-8", newline="") as file:
         return {row["product_id"]: row["title"] for row in csv.DictReader(file)}
 
 
-def show_recommendations(
+def shown_recommendations(
     table: str,
     titles: Mapping[str, str],
     *,
@@ -25,23 +25,24 @@ def show_recommendations(
     market: str,
     products: int = 4,
     recs: int = 5,
-) -> int:
-    """Print some products of each logic builder, each with its first recommendations; how many rows there are."""
+) -> str:
+    """Some products of each logic builder, each with its first recommendations; coloured on a terminal."""
     from rich.console import Console
     from rich.text import Text
     from rich.tree import Tree
 
     rows = _read_rows(table, merchant, market)
     console = Console(highlight=False)
-    for logic_builder in sorted({name for name, _, _ in rows}):
-        of_builder = [(product_id, found) for name, product_id, found in rows if name == logic_builder]
-        console.print(f"\n[bold]{logic_builder}[/bold]: {len(of_builder):,} products")
-        for product_id, found in of_builder[:products]:
-            tree = Tree(Text(titles.get(product_id) or product_id, style="cyan"))
-            for rec in (found or [])[:recs]:
-                tree.add(Text(titles.get(rec) or rec))
-            console.print(tree)
-    return len(rows)
+    with console.capture() as captured:
+        for logic_builder in sorted({name for name, _, _ in rows}):
+            of_builder = [(product_id, found) for name, product_id, found in rows if name == logic_builder]
+            console.print(f"\n[bold]{logic_builder}[/bold]: {len(of_builder):,} products")
+            for product_id, found in of_builder[:products]:
+                tree = Tree(Text(titles.get(product_id) or product_id, style="cyan"))
+                for rec in (found or [])[:recs]:
+                    tree.add(Text(titles.get(rec) or rec))
+                console.print(tree)
+    return captured.get()
 
 
 def _read_rows(table: str, merchant: str, market: str) -> Sequence[Row]:

@@ -3,8 +3,9 @@ run's failure."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
+
+from featurekit_spark.cli.shared import aside
 
 if TYPE_CHECKING:
     from featurekit_spark.cli.report import RunReport
@@ -31,4 +32,4 @@ def keep_record(report: RunReport) -> None:
         report.facts["page"] = RunStore(report.settings.warehouse).write(document)
     except Exception as error:
         told = f"{type(error).__name__}: {error}"
-        print(f"warning: the record of run {report.run_id} could not be written: {told}", file=sys.stderr)
+        aside(f"warning: the record of run {report.run_id} could not be written: {told}")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurekit_spark.cli.cache_commands import DryRun, cost_text
-from featurekit_spark.cli.cache_place import AnyMarket, AnyMerchant, CachePath, Place, builder_named, place_of
-from featurekit_spark.cli.shared import ConfFile, Output, OutputOption, Overrides, guarded, print_json
+from featurekit_spark.cli.cache_commands import cost_text
+from featurekit_spark.cli.cache_place import CacheOptions, Place, builder_named
+from featurekit_spark.cli.shared import Answer, DryRun, answering, aside
+from featurekit_spark.cli.wording import counted
 from featurekit_spark.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["invalidate_command", "purge_command"]
 
 
+@answering
 def invalidate_command(
+    options: CacheOptions,
     builder: Annotated[str, typer.Argument(help="A name, or package.module:Class.")],
     reason: Annotated[str, typer.Option(help="Why; kept in the runs table.")],
     keys: Annotated[
@@ -36,14 +39,8 @@ def invalidate_command(
     ] = None,
     keys_file: Annotated[Path | None, typer.Option(help="A file with one key a line.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All keys of the builder.")] = False,
-    path: CachePath = None,
-    merchant: AnyMerchant = None,
-    market: AnyMarket = None,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
     dry_run: DryRun = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
+) -> Answer:
     """Take a builder's entries out, so that the next run computes just those again.
 
     What lies above them is computed again only where their value changes. Refused (exit 75) while a run reads
@@ -51,29 +48,26 @@ def invalidate_command(
 
     Example: featurekit invalidate LLMSuggestions --keys '["abt","US","p1"]' --reason "the parser was wrong"
     """
-    with guarded(output):
-        if everything == bool(keys or keys_file):
-            raise UsageError("say which entries: --keys KEY (or --keys-file FILE), or --all.")
-        place = place_of(path, merchant, market, conf_file, overrides)
-        from featurekit_spark.cache.invalidate import invalidate
+    if everything == bool(keys or keys_file):
+        raise UsageError("say which entries: --keys KEY (or --keys-file FILE), or --all.")
+    place = options.place()
+    from featurekit_spark.cache.invalidate import invalidate
 
-        chosen = None if everything else keys_of(keys, keys_file)
-        report = invalidate(
-            place.cache,
-            builder_named(builder, place)[0],
-            chosen,
-            reason=reason,
-            now=datetime.now(UTC),
-            dry_run=dry_run,
-            warehouse=place.warehouse,
-        )
-        if output is Output.JSON:
-            print_json({"status": "ok", **report})
-        else:
-            print("\n".join(_invalidated_text(report)))
+    report = invalidate(
+        place.cache,
+        builder_named(builder, place)[0],
+        None if everything else keys_of(keys, keys_file),
+        reason=reason,
+        now=datetime.now(UTC),
+        dry_run=dry_run,
+        warehouse=place.warehouse,
+    )
+    return Answer({"status": "ok", **report}, _invalidated_text(report))
 
 
+@answering
 def purge_command(
+    options: CacheOptions,
     keys: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,14 +82,8 @@ def purge_command(
     ] = False,
     reason: Annotated[str, typer.Option(help="Why; kept in the runs table, which does not say whose.")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    path: CachePath = None,
-    merchant: AnyMerchant = None,
-    market: AnyMarket = None,
-    conf_file: ConfFile = None,
-    overrides: Overrides = None,
     dry_run: DryRun = False,
-    output: OutputOption = Output.TEXT,
-) -> None:
+) -> Answer:
     """Remove a product's or a person's data for good.
 
     Entries whose key or value names them, traces, matrices, earlier versions of the tables and their logs,
@@ -106,32 +94,26 @@ def purge_command(
 
     Example: featurekit cache purge --key '["abt","US","p1"]' --merchant abt --market US --text --reason "request 17"
     """
-    with guarded(output):
-        subjects = [tuple(json.loads(key)) for key in keys_of(keys, keys_file)]
-        if not subjects:
-            raise UsageError("say whose data: --key KEY, or --keys-file FILE.")
-        place = place_of(path, merchant, market, conf_file, overrides)
-        from featurekit_spark.pipelines.purge import purge
+    subjects = [tuple(json.loads(key)) for key in keys_of(keys, keys_file)]
+    if not subjects:
+        raise UsageError("say whose data: --key KEY, or --keys-file FILE.")
+    place = options.place()
+    from featurekit_spark.pipelines.purge import purge
 
-        def run(dry: bool) -> dict[str, Any]:
-            now = datetime.now(UTC)
-            places = _places(place)
-            return purge(place.cache, subjects, places, reason=reason, now=now, texts=texts, dry_run=dry)
+    def run(dry: bool) -> dict[str, Any]:
+        now = datetime.now(UTC)
+        places = _places(place)
+        return purge(place.cache, subjects, places, reason=reason, now=now, texts=texts, dry_run=dry)
 
-        if not dry_run and not yes:
-            if not sys.stdin.isatty():
-                raise UsageError(
-                    "what is purged cannot be brought back: look with --dry-run, then give --yes."
-                )
-            print("\n".join(_purged_text(run(True))), file=sys.stderr)
-            typer.confirm("Remove this for good?", abort=True, err=True)
-        report = run(dry_run)
-        if place.settings is None:
-            report["not_looked_at"] = "matrices, sinks and run documents: --path names only the cache"
-        if output is Output.JSON:
-            print_json({"status": "ok", **report})
-        else:
-            print("\n".join(_purged_text(report)))
+    if not dry_run and not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("what is purged cannot be brought back: look with --dry-run, then give --yes.")
+        aside("\n".join(_purged_text(run(True))))
+        typer.confirm("Remove this for good?", abort=True, err=True)
+    report = run(dry_run)
+    if place.settings is None:
+        report["not_looked_at"] = "matrices, sinks and run documents: --path names only the cache"
+    return Answer({"status": "ok", **report}, _purged_text(report))
 
 
 def _places(place: Place) -> Places:
@@ -184,28 +166,34 @@ def keys_of(given: list[str] | None, file: Path | None) -> list[str]:
 def _invalidated_text(report: Mapping[str, Any]) -> Iterator[str]:
     verb = "would go" if report["dry_run"] else "went"
     yield (
-        f"{report['rows']} rows of {report['builder']} for {report['keys']} keys {verb}, "
-        f"with {report['traces']} traces"
+        f"{counted(report['rows'], 'row')} of {report['builder']} for {counted(report['keys'], 'key')} {verb}, "
+        f"with {counted(report['traces'], 'trace')}"
     )
     missing = report["keys_without_entries"]
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         yield f"without entries: {', '.join(missing[:5])}{more}"
-    yield f"the next run computes them again: {cost_text(report['recompute'])} last time"
+    if report["rows"]:
+        yield f"the next run computes them again; last time that was {cost_text(report['recompute'])}"
 
 
 def _purged_text(report: Mapping[str, Any]) -> Iterator[str]:
     verb = "would be removed" if report["dry_run"] else "removed"
     for name, count in report["entries"].items():
-        yield f"{verb}: {count} entries of {name}"
-    yield f"{verb}: {report['traces']} traces, {report['matrices']} matrices"
+        yield f"{verb}: {counted(count, 'entry', 'entries')} of {name}"
+    traces, matrices = counted(report["traces"], "trace"), counted(report["matrices"], "matrix", "matrices")
+    yield f"{verb}: {traces}, {matrices}"
     for name, told in report["sinks"].items():
         if "not_looked_at" in told:
             yield f"sink {name}: not looked at; {told['not_looked_at']}"
         else:
-            own = told.get("rows", told.get("keys", 0))
-            yield f"{verb} from sink {name}: {own} rows of theirs, and them from {told['lists']} lists of others"
-    yield f"{verb} from {report.get('run_records', 0)} run records and {report['run_documents']} run documents"
+            own = counted(told.get("rows", told.get("keys", 0)), "row")
+            lists = counted(told["lists"], "list")
+            yield f"{verb} from sink {name}: {own} of theirs, and them from {lists} of others"
+    records = counted(report.get("run_records", 0), "run record")
+    yield f"{verb} from {records} and {counted(report['run_documents'], 'run document')}"
+    if not (report["entries"] or report["traces"] or any(map(_found_in, report["sinks"].values()))):
+        yield "nothing names them: are these the fields as `featurekit cache show` has them in a key?"
     if not report["dry_run"]:
         yield "earlier versions of these tables, and what their logs say, are gone"
     shared = report["keyed_by_their_texts"]
@@ -214,3 +202,7 @@ def _purged_text(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"not covered: entries keyed by their texts, which others may share ({told}); --text takes them"
     if "not_looked_at" in report:
         yield f"not looked at: {report['not_looked_at']}"
+
+
+def _found_in(sink: Mapping[str, Any]) -> bool:
+    return any(sink.get(what) for what in ("not_looked_at", "rows", "keys", "lists"))

@@ -95,7 +95,12 @@ def test_gc_of_configs_that_are_no_longer_current(workplace: Workplace, command:
     again = workplace.run()
     assert again.computed > 0 and again.calls == 0
     shown = text(workplace, "cache", "gc", "--older-than", "30d")
-    assert shown.startswith("0 rows of entries went")
+    assert shown.startswith("0 rows of entries went") and "only rows that repeat" not in shown
+    assert "only rows that repeat others were looked for" in text(workplace, "cache", "gc")
+    assert (
+        "--older-than: 'soon' is no duration"
+        in command("cache", "gc", "--older-than", "soon", code=2)["error"]
+    )
 
 
 def test_gc_never_under_a_run(workplace: Workplace, command: Command) -> None:
@@ -122,6 +127,7 @@ def test_verify_finds_nothing_then_damage(workplace: Workplace, command: Command
     found = command("cache", "verify")
     assert found["damage"] == [] and found["untyped"] == 0 and found["values"] == found["rows"] > 0
     assert command("cache", "verify", "LLMCompletion")["rows"] == 6
+    assert "Did you mean 'LLMLogic'?" in command("cache", "verify", "LLMLogik", code=2)["error"]
     file = next((workplace.warehouse / "cache" / "entries" / "builder=LLMCompletion").glob("*.parquet"))
     file.write_bytes(file.read_bytes()[:-30])
     (damage,) = command("cache", "verify", code=4)["damage"]
@@ -167,6 +173,7 @@ def test_show_decodes_and_tells_the_history(workplace: Workplace, command: Comma
     missing = command("cache", "show", "LLMLogic", '["abt","US","p9"]', code=2)["error"]
     assert 'Some that it has: ["abt","US","p1"]' in missing
     assert "Known: " in command("cache", "show", "Nothing", "x", code=2)["error"]
+    assert "- earlier, " in text(workplace, "cache", "show", "ProductEmbeddingString", '["abt", "US", "p1"]')
 
 
 def test_an_invalidated_key_is_computed_again_and_nothing_else(

@@ -18,7 +18,7 @@ def demo(folder: Path, *words: str) -> Result:
 def test_it_shows_recommendations_by_title(tmp_path: Path) -> None:
     done = demo(tmp_path / "data")
     assert done.exit_code == 0, done.output
-    assert "demo US: 40 products, ok" in done.stdout
+    assert "demo US: 40 products, ok" in done.stdout and "Run it again: nothing will" in done.stdout
     assert "LLMLogic: 40 products" in done.stdout and "├── " in done.stdout
     assert done.stdout.rstrip().endswith("how to name a real one.")
     assert "featurekit run --merchant demo --market US --engine local" in done.stderr
@@ -26,14 +26,17 @@ def test_it_shows_recommendations_by_title(tmp_path: Path) -> None:
     shown = done.stdout.split("├── ")[1].splitlines()[0]
     assert shown[:30] in titles
 
+    again = demo(tmp_path / "data")
+    assert "Nothing had changed since the last time" in again.stdout and "Run it again" not in again.stdout
+
     again = demo(tmp_path / "data", "--output", "json")
     (line,) = again.stdout.splitlines()
     assert json.loads(line)["unchanged"] and again.exit_code == 0
 
 
 def test_the_runs_exit_code_is_the_demos(tmp_path: Path) -> None:
-    done = demo(tmp_path, "--engine", "flink")
-    assert done.exit_code == 3 and "should be 'spark' or 'local'" in done.stderr
+    done = demo(tmp_path, "--set", "search.top_k=ten")
+    assert done.exit_code == 3 and "search.top_k: Input should be" in done.stderr
     assert "LLMLogic" not in done.stdout
 
 

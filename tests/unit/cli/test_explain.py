@@ -150,7 +150,7 @@ def test_a_key_of_a_run(workplace: Workplace) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["LLMLogic", "--key", "abt,US,p1"], 'is written ["<merchant>", "<market>", "<product_id>"]'),
+        (["LLMLogic", "--key", "abt,US,p1"], 'is written --key \'["abt", "US", "<product_id>"]\''),
         (
             ["LLMLogic", "--key", '["abt","US"]'],
             "LLMLogic has the key fields ('merchant', 'market', 'product_id') (3), found 2",

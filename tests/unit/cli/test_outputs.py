@@ -52,7 +52,8 @@ def test_back_to_an_earlier_run_and_on_from_there(workplace: Workplace) -> None:
 def test_back_to_the_run_whose_answers_stand_already(workplace: Workplace) -> None:
     workplace.run("--run-id", "r1")
     version = workplace.version()
-    assert "r1 -> r1, 6 rows (holds it already)" in rollback(workplace, "r1")[1]
+    said = rollback(workplace, "r1")[1]
+    assert "r1 -> r1, 6 rows (holds it already)" in said and "the next run" not in said
     assert workplace.version() == version
     assert workplace.run().summary["sinks"]["delta"]["status"] == "unchanged"
 
@@ -64,6 +65,7 @@ def test_a_run_that_found_everything_published_means_what_stood_then(workplace: 
     workplace.run("--run-id", "r3", "--set", "search.top_k=2")
     code, out, _ = rollback(workplace, "r2")
     assert code == 0 and "r3 -> r1" in out
+    assert "run r2 left the rows of run r1 there" in out and "the next run publishes what it computes" in out
     assert workplace.published() == before
 
 

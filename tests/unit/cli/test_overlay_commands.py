@@ -45,7 +45,7 @@ def test_a_development_run_and_back(workplace: Workplace, tmp_path: Path, promot
     assert rows_of(dry)["LLMCompletion"] == 1
 
     done = promote("--builder", "LLMCompletion")
-    assert done.exit_code == 0 and done.stdout.startswith("1 rows went from ")
+    assert done.exit_code == 0 and done.stdout.startswith("1 row went from ")
     assert workplace.run().calls == 0  # production has the answer now
 
     assert set(rows_of(promote("--output", "json"))) > {"LLMCompletion", "LLMLogic"}

@@ -25,7 +25,7 @@ def command(workplace: Workplace, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_list_and_show(workplace: Workplace) -> None:
-    assert "no runs of abt in US" in command(workplace, "runs", "list")[1]
+    assert "no runs of abt in US below" in command(workplace, "runs", "list")[1]
     workplace.run("--run-id", "r1")
     workplace.run("--run-id", "r2")
     code, out, err = command(workplace, "runs", "list")
@@ -33,6 +33,12 @@ def test_list_and_show(workplace: Workplace) -> None:
     assert [line.split()[-1] for line in out.splitlines()] == ["run", "r2", "r1"]
     assert " unchanged " in out.splitlines()[1] and " ok " in out.splitlines()[2]
     assert len(command(workplace, "runs", "list", "--limit", "1")[1].splitlines()) == 2
+
+    done = CliRunner().invoke(
+        app,
+        ["runs", "list", "--merchant", "b", "--market", "UK", "--set", f"warehouse={workplace.warehouse}"],
+    )
+    assert "there are runs of abt in US" in done.stdout
 
     found = json.loads(command(workplace, "runs", "list", "--output", "json")[1])
     assert [run["run_id"] for run in found["runs"]] == ["r2", "r1"]
