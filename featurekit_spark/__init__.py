@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurekit_spark.budget import Budget
-    from featurekit_spark.builder import Dep, FeatureBuilder, Gathered, KeySet, Metered, Source, each
+    from featurekit_spark.builder import (
+        REBUILD,
+        Dep,
+        FeatureBuilder,
+        Gathered,
+        KeySet,
+        Metered,
+        Source,
+        each,
+    )
     from featurekit_spark.cache.delta import DeltaCache
     from featurekit_spark.cache.memory import MemoryCache
     from featurekit_spark.context import Context, FixedClock
@@ -21,6 +30,7 @@ if TYPE_CHECKING:
     from featurekit_spark.values import codec, vector
 
 __all__ = [
+    "REBUILD",
     "Budget",
     "Context",
     "Controller",
@@ -48,7 +58,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "budget": ("Budget",),
-    "builder": ("Dep", "FeatureBuilder", "Gathered", "KeySet", "Metered", "Source", "each"),
+    "builder": ("REBUILD", "Dep", "FeatureBuilder", "Gathered", "KeySet", "Metered", "Source", "each"),
     "cache.delta": ("DeltaCache",),
     "cache.memory": ("MemoryCache",),
     "context": ("Context", "FixedClock"),

@@ -20,7 +20,7 @@ from featurekit_spark.errors import BudgetError, BuildError, ContextError, Value
 from featurekit_spark.fingerprint import digest, entry_id, key_json
 from featurekit_spark.results import Origin, Read, Result
 
-__all__ = ["Built", "build_values", "finish"]
+__all__ = ["Built", "build_values", "finish", "update_values"]
 
 # A batch that fails is halved to find the keys at fault; after this many failures in a row with no success between,
 # the fault is the builder's and not a key's, and the rest fails with it.
@@ -48,6 +48,7 @@ class Built:
         entry_id: str | None = None,
         until: datetime | None = None,
         reads: tuple[Read, ...] = (),
+        origin: Origin = Origin.COMPUTED,
     ) -> Result:
         """Check, encode and hash the value; an error is told with builder and key."""
         own = bound.builder.freshness.expiry(now)
@@ -58,7 +59,7 @@ class Built:
                 value = bound.type.checked(self.value)
                 payload = None if value is None else bound.type.encode(value)
                 return Result(
-                    Origin.COMPUTED,
+                    origin,
                     bound.type.hash(value, payload),
                     value=value,
                     payload=payload,
@@ -84,6 +85,8 @@ def finish(
     now: datetime,
     identities: Sequence[tuple[str, str]],
     lineage: Sequence[tuple[datetime | None, tuple[Read, ...]]],
+    *,
+    origin: Origin = Origin.COMPUTED,
 ) -> list[Result]:
     """Results of a batch: (inputs_hash, entry_id) and (until, reads) per key. All at once where every value fits;
     one by one where that is not so, to find which does not."""
@@ -92,7 +95,9 @@ def finish(
         values = bound.type.checked_many([item.value for item in built])
     if values is None:
         return [
-            item.result(bound, key, now, inputs_hash=inputs, entry_id=entry, until=until, reads=reads)
+            item.result(
+                bound, key, now, inputs_hash=inputs, entry_id=entry, until=until, reads=reads, origin=origin
+            )
             for item, key, (inputs, entry), (until, reads) in zip(
                 built, keys, identities, lineage, strict=True
             )
@@ -105,7 +110,7 @@ def finish(
         until, reads = lineage[i]
         results.append(
             Result(
-                Origin.COMPUTED,
+                origin,
                 hashes[i],
                 value=values[i],
                 payload=payloads[i],
@@ -166,7 +171,20 @@ def build_values(bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any
         built = _one_by_one(bound, inputs, view, rows)
     else:
         built = _whole_batch(bound, inputs, view, rows)
-    share = (time.perf_counter() - start) / max(rows, 1)
+    return _timed(built, start)
+
+
+def update_values(
+    bound: Bound, inputs: Mapping[str, Sequence[Any]], before: Mapping[str, Sequence[Any]], context: Any
+) -> list[Built]:
+    """As `build_values`, by the builder's `update`; a value is REBUILD where the key has to be built."""
+    rows = len(before["value"])
+    start = time.perf_counter()
+    return _timed(_whole_batch(bound, inputs, bound.view(context), rows, before), start)
+
+
+def _timed(built: list[Built], start: float) -> list[Built]:
+    share = (time.perf_counter() - start) / max(len(built), 1)
     for item in built:
         item.seconds = share
     return built
@@ -204,17 +222,21 @@ async def _all(one: Any, keys: list[dict[str, Any]], bound: Bound, view: Any) ->
     return built
 
 
-def _whole_batch(bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, rows: int) -> list[Built]:
-    import pandas as pd
-
-    frame = pd.DataFrame({name: _object_column(values) for name, values in inputs.items()})
+def _whole_batch(
+    bound: Bound,
+    inputs: Mapping[str, Sequence[Any]],
+    view: Any,
+    rows: int,
+    before: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Built]:
+    frames = [_frame(columns) for columns in (inputs, before) if columns is not None]
     in_a_row = 0
 
     def attempt(start: int, stop: int) -> list[Built]:
         nonlocal in_a_row
-        part = frame.iloc[start:stop].reset_index(drop=True)
+        parts = [frame.iloc[start:stop].reset_index(drop=True) for frame in frames]
         try:
-            values = _called(bound, part, view)
+            values = _called(bound, parts, view)
         except (BudgetError, ContextError):
             raise
         except Exception as error:
@@ -231,14 +253,16 @@ def _whole_batch(bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, r
     return attempt(0, rows)
 
 
-def _called(bound: Bound, frame: Any, view: Any) -> list[Any]:
-    answer = bound.builder.build(frame, bound.config, view)
+def _called(bound: Bound, frames: list[Any], view: Any) -> list[Any]:
+    """What `build` returns for one frame, `update` for two."""
+    name = "build" if len(frames) == 1 else "update"
+    answer = getattr(bound.builder, name)(*frames, bound.config, view)
     if isinstance(answer, Coroutine):
         answer = aio.run(answer)
     values: list[Any] = answer.to_pylist() if hasattr(answer, "to_pylist") else list(answer)
-    if len(values) != len(frame):
+    if len(values) != len(frames[0]):
         raise BuildError(
-            f"build returned {len(values)} values for {len(frame)} keys; it must return one per row"
+            f"{name} returned {len(values)} values for {len(frames[0])} keys; it must return one per row"
         )
     return values
 
@@ -249,6 +273,12 @@ def _built(value: Any) -> Built:
     if isinstance(value, Metered):
         return Built(value.value, tokens=value.tokens, usd=value.usd)
     return Built(value)
+
+
+def _frame(columns: Mapping[str, Sequence[Any]]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({name: _object_column(values) for name, values in columns.items()})
 
 
 def _object_column(values: Sequence[Any]) -> Any:

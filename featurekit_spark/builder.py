@@ -11,7 +11,7 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
 from featurekit_spark.codeprint import code_version
 from featurekit_spark.errors import ContextError, DefinitionError, UsageError, known_names
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featurekit_spark.controller import Controller
 
 __all__ = [
+    "REBUILD",
     "Bound",
     "ContextView",
     "Dep",
@@ -155,6 +156,20 @@ class Metered(Generic[V]):
     usd: float | None = None
 
 
+class _Rebuild:
+    """The type of REBUILD."""
+
+    def __repr__(self) -> str:
+        return "REBUILD"
+
+    def __reduce__(self) -> str:
+        return "REBUILD"
+
+
+REBUILD: Final = _Rebuild()
+"""What `update` returns for a key whose value does not follow from its earlier one."""
+
+
 class FeatureBuilder(Generic[V]):
     """One feature: its key fields, what it reads, its value type and how a value is made.
 
@@ -163,6 +178,7 @@ class FeatureBuilder(Generic[V]):
     `build_one(inputs, config, context)`: a dict with the same names for one key, to one value;
     `get(key, config, context, controller)`: by hand, everything read through `controller.get`.
     `build` and `build_one` may be `async def`. Each sees only the context attributes named in `needs`.
+    Beside build `update`, where values follow from earlier ones when the group-level dep `follows` changed.
 
     `paid`: a model's answer, kept until its ttl or a refresh. `inline`: never cached, evaluated where it is read.
     `light`: cheaper to evaluate than to send to a worker, so that Spark runs it in-process for longer.
@@ -176,6 +192,7 @@ class FeatureBuilder(Generic[V]):
     version: ClassVar[str | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[Any, ...]] = ()
+    follows: ClassVar[type[FeatureBuilder[Any]] | None] = None
     freshness: ClassVar[Freshness] = Freshness()
     paid: ClassVar[bool] = False
     inline: ClassVar[bool] = False
@@ -204,6 +221,15 @@ class FeatureBuilder(Generic[V]):
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> Any:
         """The value for one key."""
         raise DefinitionError(f"{self.name} defines no build_one")
+
+    def update(self, inputs: pd.DataFrame, before: pd.DataFrame, config: Any, context: Any) -> Any:
+        """Values for keys of which the dep `follows` has another value than before, and nothing else that they read
+        changed; exactly what `build` would return.
+
+        `inputs`: as for `build`. `before`, row by row: that dep's earlier value under its name, and in `value` the
+        feature's own. `REBUILD` for a key that has to be built after all.
+        """
+        raise DefinitionError(f"{self.name} defines no update")
 
     def get(self, key: Key, config: Any, context: Any, controller: Controller) -> tuple[V | None, str]:
         """(value, value_hash) for one key: deps through the controller, then `build`.
@@ -239,6 +265,11 @@ class FeatureBuilder(Generic[V]):
     def is_dynamic(cls) -> bool:
         """Whether the feature is a hand-written `get`, whose inputs are known only once it ran."""
         return cls.get is not FeatureBuilder.get
+
+    @classmethod
+    def followed(cls) -> int | None:
+        """Place in `deps` of what `update` follows; None where there is no `update`."""
+        return next((i for i, dep in enumerate(map(as_dep, cls.deps)) if dep.builder is cls.follows), None)
 
 
 class Source(FeatureBuilder[V]):
@@ -294,6 +325,8 @@ def _check_definition(cls: type[FeatureBuilder[Any]]) -> None:
         raise DefinitionError(
             f"{where}: a paid builder defines build_one, so that a failed call repeats no other"
         )
+    if cls.follows is not None or cls.update is not FeatureBuilder.update:
+        _check_update(cls, where)
     if issubclass(cls, KeySet) and not cls.of:
         raise DefinitionError(f"{where}: a KeySet says which field it expands: of = 'product_id'")
     names = [dep.name for dep in map(as_dep, cls.deps)]
@@ -302,6 +335,16 @@ def _check_definition(cls: type[FeatureBuilder[Any]]) -> None:
             raise DefinitionError(
                 f"{where}: two inputs are called {name!r}; give one a name with .named('...')"
             )
+
+
+def _check_update(cls: type[FeatureBuilder[Any]], where: str) -> None:
+    plain = [d.builder for d in map(as_dep, cls.deps) if d.keyset is None and not d.on_fields]
+    if cls.follows not in plain or cls.update is FeatureBuilder.update or cls.paid or cls.is_dynamic():
+        raise DefinitionError(
+            f"{where}: update and follows go together, beside a build that is not paid; follows names a dep that is "
+            f"written as a bare class. Found follows = {getattr(cls.follows, 'name', cls.follows)!r}, such deps: "
+            f"{[builder.name for builder in plain]!r}"
+        )
 
 
 class ContextView:

@@ -26,7 +26,7 @@ from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan, Space
-from featurekit_spark.results import Origin, Result
+from featurekit_spark.results import BUILT, Origin, Result
 
 __all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps"]
 
@@ -128,7 +128,7 @@ def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[
     looks at all keys."""
     for name in dict.fromkeys(target.builder.name for target in plan.targets):
         recorded = before.get(name, {})
-        then = sum(int(recorded.get(part) or 0) for part in ("hit", "computed", "empty", "error"))
+        then = sum(int(recorded.get(part) or 0) for part in ("hit", "computed", "updated", "empty", "error"))
         now = keys.get(name, 0)
         if then and (now > then * _JUMP or then > now * _JUMP):
             yield f"{name} has {now} keys, the last run had {then}: look at what the catalog holds today"
@@ -194,13 +194,13 @@ class _DryRun(Execution):
         name, paid, beyond = bound.name, bound.builder.paid, self.beyond.get(bound.name, 0)
         results = self.dry.results.get(name, {})
         walked = [(key_json(key), results[key]) for key in dict.fromkeys(self.dry.walked.get(name, ()))]
-        made = [(text, r) for text, r in walked if r.origin in (Origin.MISS, Origin.COMPUTED)]
+        made = [(text, r) for text, r in walked if r.origin in (Origin.MISS, Origin.COMPUTED, Origin.UPDATED)]
         failing = sum(r.failed for _, r in walked)
         stale = {text for text, _ in made if (name, text) in self.dry.expired}
         failed = failed_before(self.job.cache, bound) if made else set()
         retried = {text for text, _ in made if text in failed} - stale
         unknown = sum(r.unknown for _, r in made) + beyond
-        spent = sum(r.seconds or 0.0 for _, r in walked if r.origin in (Origin.COMPUTED, Origin.ERROR))
+        spent = sum(r.seconds or 0.0 for _, r in walked if r.origin in BUILT)
         each = cost_of_one(self.job.cache, bound) if unknown else {}
         calls = unknown if paid else 0
         tokens, seconds = _times(calls, each.get("tokens")), _times(unknown, each.get("seconds"))

@@ -12,10 +12,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from featurekit_spark.batch import NULL, Batch, decided, earliest, fold, lineage, reads_hash
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
-from featurekit_spark.build import Built, build_values, finish
+from featurekit_spark.build import Built, build_values, finish, update_values
 from featurekit_spark.builder import (
+    REBUILD,
     Bound,
     Dep,
     Each,
@@ -29,13 +31,14 @@ from featurekit_spark.builder import (
 from featurekit_spark.cache.base import Found
 from featurekit_spark.errors import BudgetError, FeaturekitError, NotBuiltError, UsageError
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
-from featurekit_spark.results import Counts, Origin, Read, Result, count, from_entry
+from featurekit_spark.results import Counts, Origin, Result, count, from_entry
 from featurekit_spark.values import NULL_HASH
 
 __all__ = ["Evaluator", "Lookup"]
 
 Builder = type[FeatureBuilder[Any]]
 Key = tuple[Any, ...]
+_FORMER = 3  # of a group's earlier values those that are looked at
 
 
 class Lookup(Protocol):
@@ -43,6 +46,7 @@ class Lookup(Protocol):
 
     def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> Mapping[str, Found]: ...
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> Mapping[str, Found]: ...
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> Sequence[Found]: ...
 
 
 class Evaluator:
@@ -193,8 +197,7 @@ class Evaluator:
             cells = [column[row] for column in columns]
             early = results[row] = self._cut_short(bound, key, cells)
             if early is None:
-                keyed = [c.value_hash or "" for i, c in enumerate(cells) if i not in shared]
-                inputs = inputs_hash(keyed, [cells[i].value_hash or "" for i in shared])
+                inputs = reads_hash(bound, [cell.value_hash or "" for cell in cells])
                 text = key_json(key)
                 identities[row] = (text, inputs, entry_id(bound.name, bound.config_hash, text, inputs))
                 wanted[text] = identities[row][2]
@@ -221,22 +224,55 @@ class Evaluator:
         misses: list[int],
         results: list[Result | None],
     ) -> None:
-        for rows in self._affordable(bound, misses):
-            inputs: dict[str, list[Any]] = {
-                field: [keys[row][i] for row in rows] for i, field in enumerate(bound.key)
-            }
-            for dep, column in zip(bound.deps, columns, strict=True):
-                inputs[dep.name] = [column[row].value for row in rows]
-            made = finish(
-                bound,
-                [keys[row] for row in rows],
-                self._values(bound, inputs),
-                self.now,
-                [identities[row][1:] for row in rows],
-                [self._lineage([column[row] for column in columns]) for row in rows],
-            )
-            for row, result in zip(rows, made, strict=True):
-                results[row] = result
+        """Fill `results` for the rows that no entry answers."""
+        batch = Batch(bound, keys, columns, identities, results)
+        self._build_anew(batch, self._update(batch, misses))
+
+    def _build_anew(self, batch: Batch, misses: list[int]) -> None:
+        for rows in self._affordable(batch.bound, misses):
+            batch.take(rows, self._values(batch.bound, batch.inputs(rows)), self.now)
+
+    def _update(self, batch: Batch, misses: list[int]) -> list[int]:
+        """Take in values that follow from those before the group changed; the rows that have to be built."""
+        bound, at = batch.bound, batch.bound.builder.followed()
+        if at is None or not misses or bound.builder.freshness.ttl is not None:
+            return misses
+        fields = bound.deps[at].builder.key
+        groups: dict[Key, list[int]] = {}
+        for row in misses:
+            groups.setdefault(keys_of(bound.key, batch.keys[row], fields), []).append(row)
+        left = []
+        for group, rows in groups.items():
+            for former in self._former(bound.deps[at], group, batch.columns[at][rows[0]]) if rows else ():
+                rows = self._follow(batch, at, former, rows)
+            left += rows
+        return sorted(left)
+
+    def _former(self, dep: Dep, group: Key, now: Result) -> list[Result]:
+        """A group's earlier values, the newest first."""
+        bound = self.bindings[dep.builder]
+        found = self.store.candidates(bound.name, bound.config_hash, [key_json(group)])
+        others = [hit.entry for hit in found if hit.entry.value is not None]
+        others = [entry for entry in others if entry.value_hash != now.value_hash]
+        others.sort(key=lambda entry: entry.recorded, reverse=True)
+        return [from_entry(entry, bound.type) for entry in others[:_FORMER]]
+
+    def _follow(self, batch: Batch, at: int, former: Result, rows: list[int]) -> list[int]:
+        """`update` for the rows whose entry under a former value of the group proves that nothing else changed."""
+        bound = batch.bound
+        found = self.store.find(bound.name, bound.config_hash, batch.identities_with(at, former, rows))
+        entries = {row: hit.entry for row in rows if (hit := found.get(batch.identities[row][0])) is not None}
+        if not entries:
+            return rows
+        before = {
+            bound.deps[at].name: [former.value] * len(entries),
+            "value": [from_entry(entry, bound.type).value for entry in entries.values()],
+        }
+        followed = list(entries)
+        built = update_values(bound, batch.inputs(followed), before, self.context)
+        made = {row: item for row, item in zip(followed, built, strict=True) if item.value is not REBUILD}
+        batch.take(list(made), list(made.values()), self.now, origin=Origin.UPDATED)
+        return [row for row in rows if row not in made]
 
     def _affordable(self, bound: Bound, rows: list[int]) -> Iterator[list[int]]:
         """Rows to build next, until all are or the budget is reached; all at once where nothing limits them."""
@@ -358,7 +394,7 @@ class Evaluator:
                 case tuple():
                     column.append(known[link])
                 case list():
-                    column.append(_fold([_NULL if k is None else known[k] for k in link]))
+                    column.append(fold([NULL if k is None else known[k] for k in link]))
                 case _:
                     column.append(link)
         return column
@@ -383,9 +419,9 @@ class Evaluator:
         cells = list(columns.values())
         links: list[Key | list[Key | None] | Result] = []
         for row, key in enumerate(keys):
-            decided = _decided([column[row] for column in cells])
-            if decided is not None:
-                links.append(decided)
+            found = decided([column[row] for column in cells])
+            if found is not None:
+                links.append(found)
                 continue
             base = tuple(key[at] if at is not None else column[row].value for column, at in parts)  # type: ignore[index]
             if fan is None:
@@ -404,7 +440,7 @@ class Evaluator:
         column = self._column(replace(dep, keyset=None), keyset.member_key(), keys)
         rows = sorted(zip(ids, column, strict=True), key=lambda row: key_json((row[0],)))
         good = [(member, result) for member, result in rows if not result.failed]
-        folded = _fold([result for _, result in good], listed=False)
+        folded = fold([result for _, result in good], listed=False)
         folded._value = Gathered(
             tuple(member for member, _ in good),
             [result.value for _, result in good],
@@ -434,7 +470,7 @@ class Evaluator:
                 until=failed.until,
             )
         if not bound.builder.accepts_null and any(cell.is_null for cell in cells):
-            until, reads = self._lineage(cells)
+            until, reads = lineage(cells)
             return Result(Origin.EMPTY, NULL_HASH, kind=bound.type, until=until, reads=reads)
         if any(cell.unknown for cell in cells):
             return Result(Origin.MISS, None)
@@ -456,56 +492,8 @@ class Evaluator:
         return until is None or self.now < until
 
     def _hit(self, bound: Bound, hit: Found, cells: list[Result]) -> Result:
-        until, reads = self._lineage(cells)
+        until, reads = lineage(cells)
         own = bound.builder.freshness.expiry(hit.entry.ts)
-        result = from_entry(hit.entry, bound.type, current=hit.current, until=_earliest(until, own))
+        result = from_entry(hit.entry, bound.type, current=hit.current, until=earliest(until, own))
         result.reads = reads
         return result
-
-    def _lineage(self, cells: list[Result]) -> tuple[datetime | None, tuple[Read, ...]]:
-        until: datetime | None = None
-        reads: tuple[Read, ...] = ()
-        for cell in cells:
-            until = _earliest(until, cell.until)
-            if cell.reads:
-                reads += cell.reads
-        return until, tuple(dict.fromkeys(reads)) if reads else reads
-
-
-def _decided(cells: list[Result]) -> Result | None:
-    """The result that decides for a whole row: one that failed, else one that is null, else one that is unknown."""
-    null = unknown = None
-    for cell in cells:
-        if cell.error is not None:
-            return cell
-        if null is None and cell.is_null:
-            null = cell
-        if cell.unknown:
-            unknown = cell
-    return null or unknown
-
-
-_NULL = Result(Origin.EMPTY, NULL_HASH)
-
-
-def _fold(results: list[Result], *, listed: bool = True) -> Result:
-    """Many results as one: a list value, the hash of the hashes, the earliest expiry; the first failure decides."""
-    failed = next((r for r in results if r.failed), None)
-    if failed is not None:
-        return failed
-    if any(r.unknown for r in results):
-        return Result(Origin.MISS, None)
-    until: datetime | None = None
-    reads: tuple[Read, ...] = ()
-    for result in results:
-        until = _earliest(until, result.until)
-        reads += result.reads
-    value_hash = digest("each", *(r.value_hash or "" for r in results)) if listed else None
-    values = [r.value for r in results] if listed else None
-    return Result(Origin.HIT, value_hash, value=values, until=until, reads=reads)
-
-
-def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
-    if one is None or other is None:
-        return one or other
-    return min(one, other)

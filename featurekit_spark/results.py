@@ -20,6 +20,7 @@ from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, TraceRow
 from featurekit_spark.values import NULL_HASH, ValueType
 
 __all__ = [
+    "BUILT",
     "ROW_SCHEMA",
     "Counts",
     "Origin",
@@ -47,11 +48,15 @@ class Origin(StrEnum):
 
     HIT = "hit"
     COMPUTED = "computed"
+    UPDATED = "updated"  # followed from the key's earlier value
     EMPTY = "empty"  # an input is null, so the value is null: nothing was looked up or built
     ERROR = "error"  # its own build failed
     UPSTREAM = "upstream"  # an input failed
     MISS = "miss"  # dry walks only: a run would have to build it, so its value is unknown
 
+
+BUILT: Final = (Origin.COMPUTED, Origin.UPDATED, Origin.ERROR)
+"""A builder's code ran."""
 
 ROW_SCHEMA: Final = pa.schema(
     [
@@ -70,7 +75,7 @@ ROW_SCHEMA: Final = pa.schema(
 
 def _is_fresh(rows: pa.Table) -> pa.ChunkedArray:
     # Not a constant of the module: making the first Arrow array imports pandas.
-    return pc.is_in(rows["origin"], pa.array(["computed", "error", "upstream"]))
+    return pc.is_in(rows["origin"], pa.array(["computed", "updated", "error", "upstream"]))
 
 
 class Result:
@@ -342,10 +347,12 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
 
 @dataclass
 class Counts:
-    """What a run did for one builder. `error`: keys without an answer, their own failures and their inputs'."""
+    """What a run did for one builder. `computed`: built; `updated`: followed from their earlier values; `error`: keys
+    without an answer, their own failures and their inputs'."""
 
     hit: int = 0
     computed: int = 0
+    updated: int = 0
     empty: int = 0
     error: int = 0
     calls: int = 0
@@ -355,10 +362,10 @@ class Counts:
 
     @property
     def keys(self) -> int:
-        return self.hit + self.computed + self.empty + self.error
+        return self.hit + self.computed + self.updated + self.empty + self.error
 
     def add(self, other: Counts) -> None:
-        for name in ("hit", "computed", "empty", "error", "calls", "tokens", "seconds"):
+        for name in ("hit", "computed", "updated", "empty", "error", "calls", "tokens", "seconds"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.usd = None if self.usd is None or other.usd is None else self.usd + other.usd
 
@@ -374,9 +381,11 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
                 counts.empty += 1
             case Origin.COMPUTED:
                 counts.computed += 1
+            case Origin.UPDATED:
+                counts.updated += 1
             case Origin.ERROR | Origin.UPSTREAM:
                 counts.error += 1
-        if result.origin in (Origin.COMPUTED, Origin.ERROR):
+        if result.origin in BUILT:
             counts.seconds += result.seconds or 0.0
             counts.tokens += result.tokens or 0
             if paid:
@@ -388,7 +397,7 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
 def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
     """As `count`, over ROW_SCHEMA rows of one builder."""
     tallies = {row["values"]: row["counts"] for row in rows["origin"].value_counts().to_pylist()}
-    built = rows.filter(pc.is_in(rows["origin"], pa.array([Origin.COMPUTED.value, Origin.ERROR.value])))
+    built = rows.filter(pc.is_in(rows["origin"], pa.array([origin.value for origin in BUILT])))
     calls = len(built) if paid else 0
     usd: float | None = 0.0
     if calls:
@@ -396,6 +405,7 @@ def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
     return Counts(
         hit=tallies.get("hit", 0),
         computed=tallies.get("computed", 0),
+        updated=tallies.get("updated", 0),
         empty=tallies.get("empty", 0),
         error=tallies.get("error", 0) + tallies.get("upstream", 0),
         calls=calls,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from featurekit_spark.batch import Batch
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, FeatureBuilder
 from featurekit_spark.cache.base import FeatureCache, Found
@@ -206,7 +207,8 @@ class _Sampler(Evaluator):
         if not todo:
             return
         try:
-            super()._build(bound, keys, columns, identities, todo, results)
+            # Anew, also where a value could follow from an earlier one: what the code makes is asked.
+            self._build_anew(Batch(bound, keys, columns, identities, results), todo)
         finally:
             if sampled and bound.builder.paid:
                 made = [(identities[row][0], result) for row in todo if (result := results[row]) is not None]
@@ -240,6 +242,9 @@ class _Without:
 
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> Mapping[str, Found]:
         return {} if builder == self._name else self._cache.current(builder, config_hash, keys)
+
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> Sequence[Found]:
+        return [] if builder == self._name else self._cache.candidates(builder, config_hash, keys)
 
 
 class _Reader(HandController):

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Metered, Source, each
+from featurekit_spark.builder import REBUILD, FeatureBuilder, Gathered, KeySet, Metered, Source, each
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.testing.fakes import MovingClock
 
@@ -254,12 +254,29 @@ def nearest(matrix: list[str], vector: list[int]) -> list[str]:
 
 
 class Search(FeatureBuilder[list[str]]):
-    key, deps = (*GROUP, "text"), (Matrix, Embed)
+    """Follows the matrix: a list that lost nobody only has to look at who is new."""
+
+    key, deps, follows = (*GROUP, "text"), (Matrix, Embed), Matrix
     value, needs = pa.list_(pa.string()), ("world",)
 
     def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> list[str]:
         context.world.done(self, (inputs["merchant"], inputs["text"], *inputs["Matrix"]))
         return nearest(inputs["Matrix"], inputs["Embed"])
+
+    def update(self, inputs: Any, before: Any, config: Any, context: Any) -> list[Any]:
+        found = []
+        for now, then, vector, old in zip(
+            inputs["Matrix"], before["Matrix"], inputs["Embed"], before["value"], strict=True
+        ):
+            kept = [row for row in now if row in then and row.split("|")[0] in old]
+            fresh = [row for row in now[:-1] if row not in then]
+            found.append(nearest([*kept, *fresh, now[-1]], vector) if len(kept) == len(old) else REBUILD)
+        for merchant, text, matrix, value in zip(
+            inputs["merchant"], inputs["text"], inputs["Matrix"], found, strict=True
+        ):
+            if value is not REBUILD:
+                context.world.done(self, (merchant, text, *matrix))
+        return found
 
 
 class Logic(FeatureBuilder[str]):

@@ -104,7 +104,7 @@ class RunReport:
             + (", nothing had changed" if facts["unchanged"] else "")
         ]
         width = max((len(name) for name in facts["builders"]), default=0)
-        columns = {"hit": 8, "computed": 9, "error": 6, "calls": 7, "seconds": 8}
+        columns = {"hit": 8, "computed": 9, "updated": 8, "error": 6, "calls": 7, "seconds": 8}
         lines.append(f"  {'builder':<{width}}" + "".join(f" {name:>{w}}" for name, w in columns.items()))
         for name, counts in facts["builders"].items():
             cells = (f" {counts[column]:>{w}}" for column, w in columns.items())
@@ -134,6 +134,7 @@ def _counts(counts: Counts) -> dict[str, Any]:
     return {
         "hit": counts.hit,
         "computed": counts.computed,
+        "updated": counts.updated,
         "error": counts.error,
         "empty": counts.empty,
         "calls": counts.calls,

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from featurekit_spark.builder import keys_of
 from featurekit_spark.controller import commit
-from featurekit_spark.engines.lookup import Candidates, stage_candidates
+from featurekit_spark.engines.lookup import Candidates, former_entries, stage_candidates
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan
@@ -36,7 +36,9 @@ class LocalEngine:
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
         store = evaluator.store
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
-            evaluator.store = Candidates(stage_candidates(stage, keys, job))
+            evaluator.store = Candidates(
+                [*stage_candidates(stage, keys, job), *former_entries(stage, evaluator, job)]
+            )
         try:
             self._resolve(stage, keys, evaluator, job)
         finally:

@@ -13,11 +13,20 @@ import pyarrow as pa
 from featurekit_spark.builder import FeatureBuilder, keys_of
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Found
 from featurekit_spark.cache.current import to_entries
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage
 
-__all__ = ["CACHED_SCHEMA", "Candidates", "as_table", "from_table", "local_builders", "stage_candidates"]
+__all__ = [
+    "CACHED_SCHEMA",
+    "Candidates",
+    "as_table",
+    "former_entries",
+    "from_table",
+    "local_builders",
+    "stage_candidates",
+]
 
 Key = tuple[Any, ...]
 CACHED_SCHEMA = pa.schema([*ENTRY_SCHEMA, ("current", pa.bool_()), ("last_reads", pa.string())])
@@ -43,6 +52,24 @@ class Candidates:
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> dict[str, Found]:
         found = ((key, self._current.get((builder, config_hash, key))) for key in keys)
         return {key: hit for key, hit in found if hit is not None}
+
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> list[Found]:
+        asked = set(keys)
+        own = (hit for (name, _), hit in self._by_id.items() if name == builder)
+        return [hit for hit in own if hit.entry.config_hash == config_hash and hit.entry.key in asked]
+
+
+def former_entries(stage: KeyedStage, evaluator: Evaluator, job: Job) -> list[Found]:
+    """Entries of the group-level features whose changes the stage's builders follow: what they were before."""
+    found: list[Found] = []
+    for builder in stage.builders:
+        at = builder.followed()
+        if at is not None:
+            dep = job.bindings[builder].deps[at].builder
+            keys = [key_json(key) for key in evaluator.results.get(dep.name, {})]
+            if set(dep.key) <= job.bindings.group_fields and job.cache.has(dep.name):
+                found += job.cache.candidates(dep.name, job.bindings[dep].config_hash, keys)
+    return found
 
 
 def stage_candidates(stage: KeyedStage, keys: Sequence[Key], job: Job) -> list[Found]:

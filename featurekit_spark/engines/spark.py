@@ -23,7 +23,7 @@ from featurekit_spark.builder import FeatureBuilder, keys_of
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.engines.affordable import affordable_parts
 from featurekit_spark.engines.local import LocalEngine
-from featurekit_spark.engines.lookup import as_table, local_builders, stage_candidates
+from featurekit_spark.engines.lookup import as_table, former_entries, local_builders, stage_candidates
 from featurekit_spark.engines.tasks import (
     CHUNK_ANSWER,
     ChunkTask,
@@ -98,7 +98,7 @@ class SparkEngine:
             return
         context = {name: value for stage in away for name, value in travelling(stage, job).items()}
         builders = tuple(builder for stage in away for builder in stage.builders)
-        work = StageWork((), builders, job.bindings, context, (), job.now, job.batch_rows)
+        work = StageWork((), builders, job.bindings, context, (), job.now, job.batch_rows, as_table(()))
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="featurekit-spark")
         if _is_running(self._given):  # a notebook's, which only this thread can tell from none
             self._session = self.session
@@ -234,6 +234,7 @@ def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
         _shared(stage, evaluator, job),
         job.now,
         job.batch_rows,
+        as_table(former_entries(stage, evaluator, job)),
         job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
     )
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-FRESH = ("computed", "error", "upstream")
+FRESH = ("computed", "updated", "error", "upstream")
 """Origins of results that a cache does not have yet."""
 
 

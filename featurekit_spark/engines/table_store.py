@@ -21,7 +21,7 @@ from featurekit_spark.engines.table_sql import FRESH, ddl_of, entry_struct, text
 from featurekit_spark.engines.tasks import raised
 from featurekit_spark.job import Job
 from featurekit_spark.locks import local_path, table_lock
-from featurekit_spark.results import Counts
+from featurekit_spark.results import BUILT, Counts
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -94,6 +94,29 @@ class TableStore:
         rows = rows.where(F.col("group") == group)
         return rows.groupBy("key").agg(F.max_by(F.struct(*rows.columns), "recorded").alias("row"))
 
+    def proofs(self, target: str, group: str) -> DataFrame:
+        """Of `traces` those that are ok, name an entry that is there (or none), and are not superseded: no other entry
+        became current after them."""
+        from pyspark.sql import functions as F
+
+        place = ["key", "config_hash"]
+        entries = self.entries(target).select(*place, "entry_id", "recorded", F.lit(0).alias("rank"))
+        pointers = self._table("traces").where((F.col("builder") == target) & (F.col("kind") == "pointer"))
+        pointers = pointers.where("status = 'ok'").select(*place, "entry_id", "recorded", F.lit(1))
+        known = (
+            entries.union(pointers)
+            .groupBy(*place)
+            .agg(
+                F.collect_set(F.when(F.col("rank") == 0, F.col("entry_id"))).alias("there"),
+                F.max_by(F.struct("entry_id", "recorded"), F.struct("recorded", "rank")).alias("now"),
+            )
+        )
+        rows = self.traces(target, group).where("row.status = 'ok'")
+        rows = rows.withColumn("config_hash", F.col("row.config_hash")).join(known, place, "left")
+        kept = "row.entry_id IS NULL OR coalesce(array_contains(there, row.entry_id), false)"
+        newest = "now IS NULL OR now.recorded <= row.recorded OR now.entry_id <=> row.entry_id"
+        return rows.where(f"({kept}) AND ({newest})").select("key", "row")
+
     def append(self, name: str, frame: DataFrame) -> None:
         """Add rows; columns that the frame lacks are stamped or null."""
         from pyspark.sql import functions as F
@@ -163,11 +186,12 @@ class TableStore:
 
 def _counted(row: Any, paid: bool) -> Counts:
     origin, number = row["origin"], row["number"]
-    built = origin in ("computed", "error")
+    built = origin in BUILT
     calls = number if built and paid else 0
     return Counts(
         hit=number if origin == "hit" else 0,
         computed=number if origin == "computed" else 0,
+        updated=number if origin == "updated" else 0,
         empty=number if origin == "empty" else 0,
         error=number if origin in ("error", "upstream") else 0,
         calls=calls,

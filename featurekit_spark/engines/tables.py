@@ -245,12 +245,12 @@ class TableExecution(TableStages):
             return frame.withColumn(f"proof{at}", F.lit(None).cast(kind))
         # A trace with reads reached by a value is not proven here: those sources would have to be asked first.
         until = F.col("row.valid_until")
-        holds = (F.col("row.plan_hash") == check.plan_hash) & (F.col("row.status") == "ok")
-        holds &= F.col("row.reads").isNull() & (until.isNull() | (until > F.lit(self.job.now)))
-        stored = self.store.traces(trace.target.name, self._group_text()).where(holds)
-        alive = self.store.entries(trace.target.name).select(F.col("entry_id").alias("alive")).distinct()
-        stored = stored.join(alive, F.col("row.entry_id") == F.col("alive"), "left")
-        stored = stored.where("row.entry_id IS NULL OR alive IS NOT NULL").select("key", proof)
+        holds = (
+            (F.col("row.plan_hash") == check.plan_hash)
+            & F.col("row.reads").isNull()
+            & (until.isNull() | (until > F.lit(self.job.now)))
+        )
+        stored = self.store.proofs(trace.target.name, self._group_text()).where(holds).select("key", proof)
         frame = frame.join(stored, "key", "left")
         same = F.col(f"proof{at}.keyed_trace") == F.col(f"keyed{at}")
         return frame.withColumn(f"proof{at}", F.when(same, F.col(f"proof{at}")))

@@ -68,7 +68,8 @@ GIVEN_SCHEMA = pa.schema([*ROW_SCHEMA, ("cached", pa.bool_()), ("last_reads", pa
 class StageWork:
     """A stage's part in a worker: its builders, and what they share.
 
-    `context`: the attributes that its builders declare. `shared`: group-level results, passed once.
+    `context`: the attributes that its builders declare. `shared`: group-level results, passed once; `former`: entries
+    (CACHED_SCHEMA) of what the group's features were before.
     `cache`: for hand-written gets only, whose reads nobody knows beforehand.
     """
 
@@ -79,6 +80,7 @@ class StageWork:
     shared: tuple[tuple[Builder, pa.Table], ...]
     now: datetime
     batch_rows: int
+    former: pa.Table
     cache: Any = None
 
     def inline(self) -> list[str]:
@@ -88,7 +90,9 @@ class StageWork:
     def evaluator(self, given: pa.Table, cached: pa.Table) -> Evaluator:
         """An evaluator that knows the given rows."""
         context = SimpleNamespace(**self.context)
-        store: Any = self.cache if self.cache is not None else from_table(cached)
+        store: Any = (
+            self.cache if self.cache is not None else from_table(pa.concat_tables([cached, self.former]))
+        )
         evaluator = Evaluator(
             self.bindings,
             context,

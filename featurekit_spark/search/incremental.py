@@ -5,9 +5,9 @@ Knows matrices and ranked lists; who kept the old lists, and that they are the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,18 @@ class OldLists:
 
     rows: Rows
     scores: Doubles
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[Mapping[str, Any]]], k: int, kept: Mapping[str, int]) -> OldLists:
+        """Lists of {"product_id", "score"}, the best first."""
+        lists = list(lists)
+        rows = np.full((len(lists), k), -1, dtype=np.int64)
+        scores = np.full((len(lists), k), -np.inf)
+        lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+        places = np.arange(k)[None, :] < lengths[:, None]
+        rows[places] = [kept.get(hit["product_id"], -1) for found in lists for hit in found]
+        scores[places] = [hit["score"] for found in lists for hit in found]
+        return cls(rows, scores)
 
 
 def merge_top_k(

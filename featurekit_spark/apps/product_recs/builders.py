@@ -6,7 +6,7 @@ caches come from is the context's affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from featurekit_spark.apps.product_recs.catalog import IdScan, TitleScan
 from featurekit_spark.apps.product_recs.suggestions import parse_suggestions, render
-from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Source, each
+from featurekit_spark.builder import REBUILD, FeatureBuilder, Gathered, KeySet, Source, each
 from featurekit_spark.embed.text import TextEmbedding
-from featurekit_spark.errors import ContextError
+from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.completion import LLMCompletion
+from featurekit_spark.search import OldLists, merge_top_k
 from featurekit_spark.sources.base import is_blank, resolve_dimension
 
 if TYPE_CHECKING:
@@ -180,6 +181,7 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
 
     key = ("merchant", "market", "text")
     deps = (ProductEmbeddingDB, ProductEmbedding)
+    follows = ProductEmbeddingDB
     value = RANKED
     version = "1"
     needs = ("matrices",)
@@ -197,18 +199,20 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
         matrix = context.matrices.open(inputs["ProductEmbeddingDB"].iloc[0])
         queries = np.stack(list(inputs["ProductEmbedding"]))
         scores, rows = matrix.index.search(queries, config.top_k + 1)
-        found = []
-        for row_scores, row_numbers in zip(
-            np.round(scores.astype(np.float64), 6).tolist(), rows.tolist(), strict=True
-        ):
-            found.append(
-                [
-                    {"product_id": matrix.ids[row], "score": score}
-                    for row, score in zip(row_numbers, row_scores, strict=True)
-                    if row >= 0
-                ]
-            )
-        return found
+        return ranked_lists(matrix.ids, np.round(scores.astype(np.float64), 6), rows)
+
+    def update(self, inputs: pd.DataFrame, before: pd.DataFrame, config: Config, context: Any) -> list[Any]:
+        """Earlier lists, with the products that are new or have another vector merged in."""
+        now, then = inputs["ProductEmbeddingDB"].iloc[0], before["ProductEmbeddingDB"].iloc[0]
+        try:
+            matrix, change = context.matrices.open(now), context.matrices.change(then, now)
+        except CacheError:  # the earlier matrix is no longer there
+            return [REBUILD] * len(inputs)
+        old = OldLists.of(before["value"], config.top_k + 1, change.kept)
+        queries = np.stack(list(inputs["ProductEmbedding"]))
+        scores, rows, settled = merge_top_k(matrix.index, queries, old, change)
+        lists = ranked_lists(matrix.ids, scores, rows)
+        return [found if done else REBUILD for found, done in zip(lists, settled.tolist(), strict=True)]
 
 
 class LLMProductPrompt(FeatureBuilder[str]):
@@ -312,6 +316,18 @@ class SimilarProducts(FeatureBuilder[Ranked]):
             [hit for hit in found if hit["product_id"] != itself][: config.top_k]
             for itself, found in zip(inputs["product_id"], inputs["ProductEmbeddingSearcher"], strict=True)
         ]
+
+
+def ranked_lists(ids: Sequence[str], scores: Any, rows: Any) -> list[Ranked]:
+    """Searches' answers (both [q, k], empty places score -inf) as values."""
+    return [
+        [
+            {"product_id": ids[row], "score": score}
+            for row, score in zip(row_numbers, row_scores, strict=True)
+            if score > -np.inf
+        ]
+        for row_numbers, row_scores in zip(rows.tolist(), scores.tolist(), strict=True)
+    ]
 
 
 def merged(lists: list[Ranked | None], *, leave_out: str) -> list[tuple[str, float]]:

@@ -45,6 +45,9 @@ class Shop:
             built[name] = built.get(name, 0) + count
         return result, built
 
+    def products(self) -> dict[str, Product]:
+        return {name: product for (_, _, name), product in self.world.products.items()}
+
     def put(self, name: str, product: Product) -> None:
         self.world.products["abt", "US", name] = product
 
@@ -102,6 +105,32 @@ def test_an_equal_value_stops_the_recomputation(abt: Shop) -> None:
     _, built = abt.run(shop.Logic)
     assert "Answer" not in built and "Matrix" not in built and "Search" not in built
     assert built == {"Logic": 1}
+
+
+def test_values_follow_the_group_where_they_can(abt: Shop) -> None:
+    """A new product is merged into the lists that were there; a list that loses one is made anew."""
+    abt.run(shop.Logic)
+    abt.put("p4", Product("red lamps"))
+    result, built = abt.run(shop.Logic)
+    found = result.builders["Search"]
+    assert (found.computed, found.updated, found.hit) == (1, 4, 0)  # "lamps" was never searched before
+    assert (found.keys, built["Search"]) == (5, 5)
+    assert result.values(shop.Logic) == Shop(**abt.products()).run(shop.Logic)[0].values(shop.Logic)
+
+    del abt.world.products["abt", "US", "p4"]
+    result, _ = abt.run(shop.Logic)
+    assert result.builders["Search"].hit == 4  # the matrix is one that was there before
+
+    abt.put("p3", Product("sofas!"))  # in nobody's list of the matrix before the last one
+    result, _ = abt.run(shop.Logic)
+    found = result.builders["Search"]
+    assert (found.computed, found.updated) == (1, 3)
+    assert result.values(shop.Logic) == Shop(**abt.products()).run(shop.Logic)[0].values(shop.Logic)
+
+    abt.put("p1", Product("lamp"))  # in most lists
+    result, _ = abt.run(shop.Logic)
+    assert result.builders["Search"].computed
+    assert result.values(shop.Logic) == Shop(**abt.products()).run(shop.Logic)[0].values(shop.Logic)
 
 
 def test_going_back_is_a_hit(abt: Shop) -> None:
