@@ -230,6 +230,42 @@ def test_sources_with_a_ttl_hand_written_gets_and_gathers(
     assert step().status == "ok"
 
 
+def test_a_trace_proves_nothing_once_another_entry_is_current(spark: Any, tmp_path: Path) -> None:
+    """Single requests made another entry current, or none: the run makes its own answer current again."""
+    products = {("abt", "US", name): Product(f"lamp {name}") for name in ("p1", "p2", "p3")}
+    world, clock = shop.World(products=products), MovingClock()
+    context = shop.ShopContext(world, clock)
+    caches = [DeltaCache(str(tmp_path / way)) for way in ("tables", "driver")]
+    sessions = [
+        Session(context, caches[0], spark=spark, limits=BY_TABLES),
+        Session(context, caches[1], engine="local"),
+    ]
+
+    def step() -> RunResult:
+        one, other = (session.run(shop.Prompt.over(shop.ProductIds), **ABT) for session in sessions)
+        assert_equal_runs(one, other, [shop.Prompt])
+        assert counts(one, "ProductIds") == counts(other, "ProductIds")
+        assert current(caches[0]) == current(caches[1]) == answers(other.table("Prompt").select(["value"]))
+        one.execution.close()
+        return other
+
+    def current(cache: DeltaCache) -> list[Any]:
+        return answers(cache.read(shop.Prompt).select(["value"]))
+
+    whole = answers(step().table("Prompt").select(["value"]))
+    for name, title in (("p1", "sofa"), ("p2", None)):
+        before = products["abt", "US", name].title
+        products["abt", "US", name].title = title
+        for session in sessions:
+            session.get(shop.Prompt, ("abt", "US", name))
+        products["abt", "US", name].title = before
+    assert current(caches[0]) == current(caches[1]) != whole
+    healed = step()
+    assert not healed.unchanged
+    assert (healed.builders["Prompt"].hit, healed.builders["Prompt"].computed) == (3, 0)
+    assert step().unchanged
+
+
 def staged(cache: DeltaCache) -> list[str]:
     folder = Path(cache.path) / "staging"
     return [path.name for path in folder.iterdir()] if folder.exists() else []
