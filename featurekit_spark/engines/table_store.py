@@ -117,29 +117,6 @@ class TableStore:
         newest = "now IS NULL OR now.recorded <= row.recorded OR now.entry_id <=> row.entry_id"
         return rows.where(f"({kept}) AND ({newest})").select("key", "row")
 
-    def proofs(self, target: str, group: str) -> DataFrame:
-        """Of `traces` those that are ok, name an entry that is there (or none), and are not superseded: no other entry
-        became current after them."""
-        from pyspark.sql import functions as F
-
-        place = ["key", "config_hash"]
-        entries = self.entries(target).select(*place, "entry_id", "recorded", F.lit(0).alias("rank"))
-        pointers = self._table("traces").where((F.col("builder") == target) & (F.col("kind") == "pointer"))
-        pointers = pointers.where("status = 'ok'").select(*place, "entry_id", "recorded", F.lit(1))
-        known = (
-            entries.union(pointers)
-            .groupBy(*place)
-            .agg(
-                F.collect_set(F.when(F.col("rank") == 0, F.col("entry_id"))).alias("there"),
-                F.max_by(F.struct("entry_id", "recorded"), F.struct("recorded", "rank")).alias("now"),
-            )
-        )
-        rows = self.traces(target, group).where("row.status = 'ok'")
-        rows = rows.withColumn("config_hash", F.col("row.config_hash")).join(known, place, "left")
-        kept = "row.entry_id IS NULL OR coalesce(array_contains(there, row.entry_id), false)"
-        newest = "now IS NULL OR now.recorded <= row.recorded OR now.entry_id <=> row.entry_id"
-        return rows.where(f"({kept}) AND ({newest})").select("key", "row")
-
     def append(self, name: str, frame: DataFrame) -> None:
         """Add rows; columns that the frame lacks are stamped or null."""
         from pyspark.sql import functions as F
