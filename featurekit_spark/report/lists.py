@@ -51,7 +51,7 @@ def list_page(merchant: str, market: str, runs: Sequence[Mapping[str, Any]]) -> 
     parts = [
         '<nav aria-label="Runs"><a href="../../index.html">All merchants</a></nav>',
         f"<h1>Runs of {text(merchant)} {text(market)}</h1>",
-        f'<p class="dim">{count}, newest first. Hit and computed are summed over all builders.{more}</p>',
+        f'<p class="dim">{count}, newest first. Hit and computed (with updated) are summed over builders.{more}</p>',
         table("Runs", titles, rows, numbers=range(2, len(titles))),
     ]
     return page(f"Runs of {merchant} {market}", parts)
