@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import KeySet, import_path, keys_of
 from featurekit_spark.cache.base import TRACE_SCHEMA
+from featurekit_spark.cache.current import listed
 from featurekit_spark.controller import HandController
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import bucket_of, digest, group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, TargetTrace
-from featurekit_spark.results import Result, from_entry, listed
+from featurekit_spark.results import Result, from_entry
 
 __all__ = ["Check", "Proof", "Proofs", "group_trace", "plan_hash"]
 

@@ -5,7 +5,6 @@ Knows value types and entries, not graphs. A value is decoded only when somebody
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, TraceRow
+from featurekit_spark.cache.current import listed
 from featurekit_spark.values import NULL_HASH, ValueType
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "count_rows",
     "entry_rows",
     "from_entry",
-    "listed",
     "new_entries",
     "new_pointers",
     "plain_entries",
@@ -253,17 +252,6 @@ def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Res
             current=current is not False,
         )
     return results
-
-
-def listed(column: pa.ChunkedArray) -> Iterable[Any]:
-    """A column's values; what repeats (no value at all, the run's one clock) is made once."""
-    if column.null_count == len(column):
-        return itertools.repeat(None, len(column))
-    if pa.types.is_timestamp(column.type):
-        coded = column.combine_chunks().dictionary_encode()
-        known = coded.dictionary.to_pylist()
-        return [None if i is None else known[i] for i in coded.indices.to_pylist()]
-    return column.to_pylist()  # type: ignore[no-any-return]
 
 
 _RESULT_COLUMNS = (

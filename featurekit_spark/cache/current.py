@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "current_ids",
     "current_in",
     "found_in",
+    "listed",
     "newest_in",
     "newest_rows",
     "superseded",
@@ -26,10 +28,14 @@ __all__ = [
 
 def newest_rows(rows: pa.Table, by: str | list[str] = "key") -> pa.Table:
     """The row with the highest `recorded` of each group of `by`; of equals, the last."""
-    if len(rows) < 2:
-        return rows
     columns = [by] if isinstance(by, str) else by
-    order = rows.append_column("__row", pa.array(np.arange(len(rows)))).sort_by(
+    if len(rows) < 2 or (
+        len(columns) == 1 and pc.count_distinct(rows[columns[0]], "all").as_py() == len(rows)
+    ):
+        return rows
+    # Values are long: only what decides is sorted.
+    narrow = rows.select(list(dict.fromkeys([*columns, "recorded"])))
+    order = narrow.append_column("__row", pa.array(np.arange(len(rows)))).sort_by(
         [("recorded", "ascending"), ("__row", "ascending")]
     )
     picked = order.group_by(columns, use_threads=False).aggregate([("__row", "last")])["__row_last"]
@@ -42,7 +48,8 @@ def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str | 
     entry_id is None where the key's value became null without a build.
     """
     newest: dict[str, tuple[int, str | None, str | None]] = {}
-    ok = entries.filter(pc.equal(entries["status"], "ok"))
+    columns = entries.select(["key", "entry_id", "recorded", "status"])
+    ok = _ok(columns)
     for key, entry, recorded in zip(
         ok["key"].to_pylist(), ok["entry_id"].to_pylist(), ok["recorded"].to_pylist(), strict=True
     ):
@@ -82,11 +89,26 @@ def _tuples(rows: pa.Table, columns: list[str]) -> Iterable[tuple[Any, ...]]:
 
 def to_entries(rows: pa.Table) -> list[Entry]:
     """ENTRY_SCHEMA rows as objects."""
-    columns: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in Entry.__slots__}
-    columns["ts"] = [
-        ts.replace(tzinfo=UTC) for ts in columns["ts"]
-    ]  # pyarrow's own zone object prints otherwise
-    return [Entry(*values) for values in zip(*columns.values(), strict=True)]
+    columns = [listed(rows[name]) for name in Entry.__slots__]
+    return [Entry(*values) for values in zip(*columns, strict=True)] if len(rows) else []
+
+
+def listed(column: pa.ChunkedArray) -> Iterable[Any]:
+    """A column's values; what repeats (no value at all, a run's one clock) is made once. Instants are in UTC."""
+    if column.null_count == len(column):
+        return itertools.repeat(None, len(column))
+    if not pa.types.is_timestamp(column.type):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    coded = column.combine_chunks().dictionary_encode()
+    # pyarrow's own zone object prints otherwise
+    known = [None if ts is None else ts.replace(tzinfo=UTC) for ts in coded.dictionary.to_pylist()]
+    return [None if i is None else known[i] for i in coded.indices.to_pylist()]
+
+
+def _ok(rows: pa.Table) -> pa.Table:
+    """The rows that are no errors; the same table where all are, as values are long."""
+    mask = pc.equal(rows["status"], "ok")
+    return rows if pc.all(mask).as_py() is not False else rows.filter(mask)
 
 
 def found_in(entries: pa.Table, pointers: pa.Table, wanted: Mapping[str, str]) -> dict[str, Found]:
@@ -121,11 +143,12 @@ def candidates_in(entries: pa.Table, pointers: pa.Table, keys: Sequence[str]) ->
     if not len(entries):
         return []
     current = current_ids(entries, pointers)
-    asked, found = set(keys), []
-    for entry in to_entries(newest_rows(entries.filter(pc.equal(entries["status"], "ok")), "entry_id")):
-        if entry.key in asked:
-            now, reads = current[entry.key]
-            found.append(Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None))
+    mask = pc.is_in(entries["key"], pa.array(keys, pa.string()))
+    asked = entries if pc.all(mask).as_py() else entries.filter(mask)
+    found = []
+    for entry in to_entries(newest_rows(_ok(asked), "entry_id")):
+        now, reads = current[entry.key]
+        found.append(Found(entry, entry.entry_id == now, reads if entry.entry_id == now else None))
     return found
 
 

@@ -39,7 +39,8 @@ from featurekit_spark.cache.current import (
     to_entries,
 )
 from featurekit_spark.cache.marks import Marks
-from featurekit_spark.cache.staged import StagedFile, Staging, filesystem_of
+from featurekit_spark.cache.staged import StagedFile, Staging
+from featurekit_spark.cache.storage import storage_of
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 from featurekit_spark.errors import CacheError
@@ -71,7 +72,7 @@ class DeltaCache:
     def __init__(self, path: str, *, storage_options: Mapping[str, str] | None = None) -> None:
         self.path = str(path).rstrip("/")
         self.storage_options = dict(storage_options or {})
-        self._marks = Marks(f"{self.path}/state")
+        self._marks = Marks(f"{self.path}/state", self.storage_options)
         self._tables: dict[str, DeltaTable] = {}
         self._lock = threading.RLock()
         self._clock = 0
@@ -175,6 +176,10 @@ class DeltaCache:
         elif mark != self._marks.get(name):
             self._marks.put(name, mark)
 
+    def clear_marks(self) -> None:
+        """Remove all marks, so that every next run looks at the rows."""
+        self._marks.clear()
+
     def record_run(self, record: RunRecord) -> None:
         row = {**asdict(record), "record": json.dumps(record.record, sort_keys=True)}
         with self._lock:
@@ -197,6 +202,11 @@ class DeltaCache:
         with self._lock:
             return self._open(name)
 
+    def storage(self, name: str) -> Any:
+        """pyarrow's filesystem over the folder of one of the tables, for care commands."""
+        table = self.table(name)
+        return storage_of(self.table_path(name) if table is None else table.table_uri, self.storage_options)
+
     def entry_columns(self) -> list[str]:
         """Columns of the entries table, in order."""
         return list(ENTRY_SCHEMA.names)
@@ -215,7 +225,7 @@ class DeltaCache:
     def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """(entries, pointers) of at least these keys under one config, pointers also to what is not here."""
         near = self._near(config_hash, keys)
-        return self._entries(builder, near, keys), self._pointers(builder, near)
+        return self._entries(builder, config_hash, near, keys), self._pointers(builder, near)
 
     def trace_rows(self, builder: str) -> pa.Table:
         """All trace rows of a builder, as they are stored (TRACE_SCHEMA)."""
@@ -246,7 +256,7 @@ class DeltaCache:
     def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """As `rows`, without pointers where there is nothing to point to."""
         near = self._near(config_hash, keys)
-        entries = self._entries(builder, near, keys)
+        entries = self._entries(builder, config_hash, near, keys)
         return entries, self._pointers(builder, near) if len(entries) else TRACE_SCHEMA.empty_table()
 
     def _near(self, config_hash: str, keys: Sequence[str]) -> list[pc.Expression]:
@@ -262,22 +272,36 @@ class DeltaCache:
             near.append(pc.field("key").isin(pa.array(keys, pa.string())))
         return near
 
-    def _entries(self, builder: str, near: list[pc.Expression], keys: Sequence[str]) -> pa.Table:
+    def _entries(
+        self, builder: str, config_hash: str, near: list[pc.Expression], keys: Sequence[str]
+    ) -> pa.Table:
         if not keys:
             return ENTRY_SCHEMA.empty_table()
         # First whether there is any such key at all: values are long, and a cold run finds none.
         there = self._read("entries", builder, near, ["key"])["key"]
         if not len(there) or not pc.any(pc.is_in(there, pa.array(keys, pa.string()))).as_py():
             return ENTRY_SCHEMA.empty_table()
-        return self._read("entries", builder, near)
+        if len(keys) <= _MANY:
+            return self._read("entries", builder, near)
+        # Whole files of which nearly all is wanted: a filter would copy every long value once more.
+        rows = self._read("entries", builder, near, whole_files=True)
+        own = pc.equal(rows["config_hash"], config_hash)
+        return rows if pc.all(own).as_py() else rows.filter(own)
 
     def _pointers(self, builder: str, near: list[pc.Expression]) -> pa.Table:
         """Trace rows that make an entry current, or say that a key's value is null without one."""
         return self._read("traces", builder, [*near, pc.field("kind") != "group", pc.field("status") == "ok"])
 
     def _read(
-        self, name: str, builder: str | None, where: list[pc.Expression], columns: list[str] | None = None
+        self,
+        name: str,
+        builder: str | None,
+        where: list[pc.Expression],
+        columns: list[str] | None = None,
+        *,
+        whole_files: bool = False,
     ) -> pa.Table:
+        """Rows for which `where` holds; with `whole_files` all rows of the files in which there may be one."""
         schema = _TABLES[name][0]
         if columns is not None:
             schema = pa.schema([schema.field(column) for column in columns])
@@ -285,13 +309,20 @@ class DeltaCache:
             table = self._open(name)
             if table is None:
                 return schema.empty_table()
-            dataset = table.to_pyarrow_dataset(
-                file_pruning_predicate=[("builder", "=", builder)] if builder is not None else None,
-                filesystem=filesystem_of(table.table_uri),
-            )
+        own = [("builder", "=", builder)] if builder is not None else None
         try:
-            rows = dataset.to_table(columns=schema.names, filter=reduce(and_, where) if where else None)
-            return rows.cast(schema)
+            with self._lock:
+                dataset = table.to_pyarrow_dataset(
+                    file_pruning_predicate=own, filesystem=storage_of(table.table_uri, self.storage_options)
+                )
+            wanted = reduce(and_, where) if where else None
+            if whole_files:
+                parts = [
+                    part.to_table(schema=dataset.schema, columns=schema.names)
+                    for part in dataset.get_fragments(wanted)
+                ]
+                return pa.concat_tables(parts).cast(schema) if parts else schema.empty_table()
+            return dataset.to_table(columns=schema.names, filter=wanted).cast(schema)
         except (OSError, pa.ArrowException) as error:
             raise CacheError(
                 f"{self.table_path(name)} cannot be read: {error}. Nothing was changed; move the damaged file away "
