@@ -193,7 +193,7 @@ def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str]) -> str
         model = Settings.model_fields[str(loc[0])].annotation
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
     origin = origin_of(origins, tuple(str(part) for part in loc))
-    where = f"{origin}: {key}: "
+    where = f"{origin}: " if origin == f"--set {key}" else f"{origin}: {key}: "
     match error["type"]:
         case "extra_forbidden":
             return f"{where}unknown key. {known_names(str(loc[-1]), model.model_fields)}"

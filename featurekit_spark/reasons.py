@@ -39,7 +39,7 @@ class Part:
     """One part of an identity or of a trace, before and now.
 
     `old` and `new` are hashes (None: none, or not known). `changed` is None where it cannot be told. `said`: what there
-    is to say of it, a clause that names the part.
+    is to say of a change, a clause that names the part.
     """
 
     kind: Literal["config", "input", "group", "source", "read", "expiry", "entry", "status"]

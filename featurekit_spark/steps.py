@@ -242,7 +242,7 @@ class Steps:
                     else "in what cannot be told"
                 )
                 said = f"the group changed: {told}"
-            parts.append(Part(kind, _shown(dep), old, new, changed, said))
+            parts.append(Part(kind, _shown(dep), old, new, changed, said if changed else ""))
         return tuple(parts)
 
     def _old_hashes(self, bound: Bound, key: Key, cells: list[Result], before: Entry) -> list[str | None]:
@@ -283,7 +283,7 @@ class Steps:
             new = self.dry.resolve(builder, [tuple(json.loads(read))])[0].value_hash or ""
             name = f"{builder.name}{read}"
             said = f"{name} changed: value hash {short(old)} -> {short(new)}"
-            parts.append(Part("read", name, old, new, old != new, said))
+            parts.append(Part("read", name, old, new, old != new, said if old != new else ""))
         changes = "; ".join(part.said for part in parts if part.changed)
         state: State = "hit" if result.origin is Origin.HIT else "miss"
         cause = f"computed at {when(result.ts)}" if state == "hit" and result.ts else changes or _NEVER

@@ -314,7 +314,7 @@ def _show_text(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"    error        {entry['error']}"
         else:
             yield f"    value        {entry['value']!r}"
-        usd = "" if entry["usd"] is None else f", {entry['usd']} usd"
+        usd = f", {entry['usd']:.4g} usd" if entry["usd"] else ""
         tokens = f", {counted(entry['tokens'], 'token')}" if entry["tokens"] else ""
         yield f"    cost         {shown_seconds(entry['seconds'] or 0)}{tokens}{usd}"
         for name in ("config_hash", "inputs_hash", "value_hash", "entry_id"):

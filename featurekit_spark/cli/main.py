@@ -117,7 +117,7 @@ def run_command(
     """Run the logic builders of one merchant and market, and publish their recommendations.
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
-    5 partial, 6 quota spent, 75 stopped by its own budget, or a temporary failure: run again.
+    5 partial, 6 quota spent, 75 stopped by its own budget, or a temporary failure: run again, 130 interrupted.
 
     Example: featurekit run --merchant demo --market US --conf-file conf/dev.yaml --engine local
     """
@@ -168,6 +168,8 @@ def _reported(request: _Request) -> RunReport:
             say(report.json())
         elif report.status not in ("failed", "stopped"):
             say(report.text())
+        elif "page" in report.facts:
+            aside(f"its record: {report.facts['page']}")
     return report
 
 

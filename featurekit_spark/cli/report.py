@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from featurekit_spark.cli.exit_codes import ExitCode
+from featurekit_spark.cli.wording import counted, counts_table
 
 if TYPE_CHECKING:
     from featurekit_spark.execute import Execution
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RunReport"]
 
 _SHOWN_ERRORS = 5
+_QUALITY = {"kept": "answers kept from before, because this run failed for them"}
 
 
 class RunReport:
@@ -98,20 +100,20 @@ class RunReport:
         """The facts for a person."""
         facts = self.facts
         day = f" {facts['run_date']}" if facts["run_date"] else ""
+        products = counted(facts["products"], "product")
         lines = [
-            f"{facts['merchant']} {facts['market']}{day}: {facts['products']} products, {facts['status']} in "
+            f"{facts['merchant']} {facts['market']}{day}: {products}, {facts['status']} in "
             f"{facts['wall_seconds']:.1f} s (run {facts['run_id']})"
             + (", nothing had changed" if facts["unchanged"] else "")
         ]
-        width = max((len(name) for name in facts["builders"]), default=0)
-        columns = {"hit": 8, "computed": 9, "updated": 8, "error": 6, "calls": 7, "seconds": 8}
-        lines.append(f"  {'builder':<{width}}" + "".join(f" {name:>{w}}" for name, w in columns.items()))
-        for name, counts in facts["builders"].items():
-            cells = (f" {counts[column]:>{w}}" for column, w in columns.items())
-            lines.append(f"  {name:<{width}}" + "".join(cells))
+        lines += counts_table(facts["builders"])
         for name, sink in facts["sinks"].items():
-            lines.append(f"  sink {name}: {sink['status']}, {sink['rows']} rows")
-        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts["quality"].items())
+            lines.append(f"  sink {name}: {sink['status']}, {counted(sink['rows'], 'row')}")
+        told = ", ".join(
+            f"{count} {_QUALITY.get(name, name.replace('_', ' '))}"
+            for name, count in facts["quality"].items()
+            if count or name == "rows"
+        )
         page = [f"  page: {facts['page']}"] if "page" in facts else []
         return "\n".join([*lines, f"  data: {told}", *page])
 

@@ -74,7 +74,7 @@ def _listed(runs: list[dict[str, Any]]) -> Iterator[str]:
     for run in runs:
         status = "unchanged" if run.get("unchanged") and run["status"] == "ok" else run["status"]
         counts = (_or_empty(run.get(name)) for name in ("products", "computed_total"))
-        took = shown_seconds(run.get("wall_seconds") or 0)
+        took = f"{run.get('wall_seconds') or 0:.1f} s"
         rows.append(
             (_when(run.get("started")), status, run.get("run_date") or "", *counts, took, run["run_id"])
         )

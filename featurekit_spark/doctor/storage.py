@@ -49,7 +49,7 @@ def writable(name: str, uri: str) -> Check:
         for left in (probe, moved):
             with suppress(OSError):
                 left.unlink(missing_ok=True)
-    made = "" if folder == path else f"; {str(path)!r} will be made by the first run"
+    made = "" if path.exists() else f"; {str(path)!r} will be made by the first run"
     return ok(name, f"write, rename and delete work in {str(folder)!r}{made}")
 
 
@@ -98,7 +98,7 @@ def disk(name: str, uri: str) -> Check:
         return ok(name, f"{uri} is no local path")
     folder = _existing(path)
     free = shutil.disk_usage(folder).free
-    told = f"{free / (1 << 30):.1f} GB free at {str(folder)!r}"
+    told = f"{free / 1e9:.1f} GB free at {str(folder)!r}"
     if free < _NO_SPACE:
         return fail(name, told, "Make room, or set another path: a run would stop half-way.")
     if free < _LITTLE_SPACE:

@@ -51,7 +51,10 @@ def find_parts(folder: str, *, merchant: str, market: str, what: str) -> PartFil
         (base / f"{stem}.{ending}", ending) for ending in _FORMATS if (base / f"{stem}.{ending}").exists()
     ]
     if not found:
-        raise ConfigError(f"{what}: no {stem}.csv or {stem}.parquet in {base}. {_others(base, stem)}")
+        raise ConfigError(
+            f"{what}: no {stem}.csv or {stem}.parquet in {base}. {_others(base, stem)} Check merchant and market, "
+            f"or {what}.path."
+        )
     if len(found) > 1:
         names = " and ".join(repr(path.name) for path, _ in found)
         raise ConfigError(f"{what}: both {names} are in {base}; keep the one to be read.")
@@ -89,4 +92,6 @@ def _others(base: Path, stem: str) -> str:
     if not names:
         return "There are no catalogs in that folder."
     near = get_close_matches(stem, names, n=5) or names[:5]
+    if len(names) == len(near):
+        return f"It has {', '.join(near)}."
     return f"It has {len(names)} others, such as: {', '.join(near)}."

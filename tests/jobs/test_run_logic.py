@@ -148,7 +148,7 @@ def test_a_catalog_too_large_for_the_driver(
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (["--set", "search.topk=3"], 3, "--set search.topk: search.topk: unknown key"),
+        (["--set", "search.topk=3"], 3, "--set search.topk: unknown key"),
         (["--frobnicate"], 2, "No such option: --frobnicate"),
     ],
 )

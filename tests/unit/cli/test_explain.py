@@ -85,6 +85,8 @@ def test_a_key(workplace: Workplace, no_calls_after: Any) -> None:
     assert (completion["key"], completion["state"]) == ('["get recommendations for red floor lamp"]', "miss")
     other = facts(workplace, "--key", '["abt","US","p2"]')
     assert other["cause"].startswith("the group changed: 1 member changed (p1)")
+    same = [part for part in find(other["step"], "LLMSuggestions")["parts"] if part["kind"] == "input"]
+    assert [(part["changed"], part["said"]) for part in same] == [(False, "")]
 
 
 @pytest.fixture
@@ -135,6 +137,7 @@ def test_a_key_of_a_run(workplace: Workplace) -> None:
     workplace.run("--run-id", "r2")
     found = facts(workplace, "LLMLogic", "--run", "r2", "--key", P1)
     assert (found["state"], found["run_id"]) == ("computed", "r2")
+    assert facts(workplace, "LLMLogic", "--run", "latest", "--key", P1) == found
     prompt = find(found["step"], "LLMProductPrompt")
     assert (prompt["state"], prompt["before"]["run_id"]) == ("computed", "r1")
     assert prompt["cause"].startswith("ProductEmbeddingString changed: value hash ")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -206,6 +207,21 @@ def test_not_while_a_run_goes_on_and_not_unasked(workplace: Workplace, purge: Pu
         assert "abt/US" in purge("--key", KEY, "--yes", code=75)["error"]
     purge("--key", KEY, "--dry-run")
     assert mentions(workplace.warehouse, SECRET) == before
+
+
+def test_a_no_to_the_question_is_no_bug(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    workplace.run()
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("featurekit_spark.cli.removal_commands.sys", terminal)
+    where = ["--path", str(workplace.warehouse / "cache"), "--key", '["abt","US","p1"]']
+    done = CliRunner().invoke(app, ["cache", "purge", *where], input="n\n")
+    assert done.exit_code == 1 and "removed" not in done.stdout
+    assert "would be removed: 1 entry of LLMSuggestions" in done.stderr
+    assert "Aborted" in done.stderr and "Traceback" not in done.stderr
+    done = CliRunner().invoke(app, ["cache", "purge", *where], input="y\n")
+    assert done.exit_code == 0 and "removed: 1 entry of LLMSuggestions" in done.stdout
+    done = CliRunner().invoke(app, ["cache", "purge", *where, "--dry-run"])
+    assert "nothing names them" in done.stdout
 
 
 def test_with_the_path_alone_only_the_cache(workplace: Workplace, purge: Purge) -> None:

@@ -45,6 +45,15 @@ def test_a_mount_over_another_is_the_one_that_is_seen() -> None:
     assert storage.file_system_of(Path("/data/x"), MOUNTS + "over /data overlay rw 0 0\n") == "overlay"
 
 
+def test_a_relative_path_that_is_there_is_not_said_to_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "'place' will be made" in storage.writable("warehouse", "place").found
+    (tmp_path / "place").mkdir()
+    assert "will be made" not in storage.writable("warehouse", "place").found
+
+
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
     check = storage.writable("warehouse", str(tmp_path))
     assert check.status is Status.OK and "will be made" not in check.found

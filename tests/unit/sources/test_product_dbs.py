@@ -39,7 +39,7 @@ def read(db: FileProductDB | DeltaProductDB, *attributes: str) -> list[dict[str,
 def test_a_missing_catalog_names_those_that_are_near(tmp_path: Path) -> None:
     for name in ("abt_US.csv", "buy_US.parquet", "notes.txt"):
         (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match=r"no abtt_US\.csv or .* 2 others, such as: abt_US"):
+    with pytest.raises(ConfigError, match=r"no abtt_US\.csv or .* It has .*\babt_US\b"):
         FileProductDB(tmp_path, merchant="abtt", market="US").version()
     with pytest.raises(ConfigError, match="there is no such folder"):
         FileProductDB(tmp_path / "nowhere", merchant="abt", market="US").version()
