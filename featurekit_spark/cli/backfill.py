@@ -1,4 +1,4 @@
-"""`featurekit run --backfill FROM..TO`: one run per date, oldest first, until one fails.
+"""`featurekit run --backfill FROM..TO`: one run per date, oldest first, until one fails or stops.
 
 Owns the range and where to go on; what a run is, it must not know.
 """
@@ -55,7 +55,7 @@ def path_of_day(path: str, day: date) -> str:
 
 
 def run_each(dates: Dates, run: Callable[[date], RunReport]) -> int:
-    """The exit code: of the run that failed, else 5 where any was partial, else 0. Says where to go on."""
+    """The exit code: of the run that failed or stopped at its budget, else 5 where any was partial, else 0. Says where to go on."""
     codes = []
     for done, day in enumerate(dates):
         try:
@@ -63,7 +63,7 @@ def run_each(dates: Dates, run: Callable[[date], RunReport]) -> int:
         except KeyboardInterrupt:
             _told(dates, done, day)
             raise
-        if report.status == "failed":
+        if report.status in ("failed", "stopped"):
             _told(dates, done, day)
             return int(report.code)
         codes.append(report.code)

@@ -142,6 +142,13 @@ def test_a_backfill_stops_at_a_failure_and_says_where_to_go_on(
     assert workplace.run("--backfill", "2026-01-02..2026-01-04").code == 0
 
 
+def test_a_backfill_stops_where_a_run_reached_its_budget(workplace: Workplace) -> None:
+    ran = workplace.run("--backfill", "2026-01-01..2026-01-04", "--max-calls", "2")
+    assert ran.code == 75
+    assert [json.loads(line)["status"] for line in ran.out.splitlines()] == ["stopped"]
+    assert "0 of 4 dates are done; go on with --backfill 2026-01-01..2026-01-04" in ran.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
