@@ -55,7 +55,10 @@ def path_of_day(path: str, day: date) -> str:
 
 
 def run_each(dates: Dates, run: Callable[[date], RunReport]) -> int:
-    """The exit code: of the run that failed or stopped at its budget, else 5 where any was partial, else 0. Says where to go on."""
+    """The exit code: of the run that failed or stopped at its budget, else 5 where any was partial, else 0.
+
+    Says where to go on.
+    """
     codes = []
     for done, day in enumerate(dates):
         try:
