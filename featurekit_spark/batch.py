@@ -5,31 +5,69 @@ Knows results and builders' declarations; looks nothing up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 from featurekit_spark.build import Built, finish
 from featurekit_spark.builder import Bound
-from featurekit_spark.fingerprint import digest, entry_id, inputs_hash
+from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
 from featurekit_spark.results import Origin, Read, Result
 from featurekit_spark.values import NULL_HASH
 
-__all__ = ["NULL", "Batch", "decided", "earliest", "fold", "lineage", "reads_hash"]
+__all__ = ["NO_LINEAGE", "NULL", "Batch", "Lineage", "decided", "earliest", "fold", "lineage"]
 
 Key = tuple[Any, ...]
+Lineage: TypeAlias = tuple[datetime | None, tuple[Read, ...]]
+NO_LINEAGE: Final[Lineage] = (None, ())
 
 
-@dataclass(frozen=True)
 class Batch:
-    """Keys of one builder on their way to results: what they read, and (key as JSON, inputs_hash, entry_id) of each."""
+    """Keys of one builder, all of one group, and a column of results for each of its deps.
 
-    bound: Bound
-    keys: list[Key]
-    columns: list[list[Result]]
-    identities: list[tuple[str, str, str]]
-    results: list[Result | None]
+    `identities`: (key as JSON, inputs_hash, entry_id) of each row without a result; `results` are filled as they come.
+    """
+
+    def __init__(self, bound: Bound, keys: list[Key], columns: list[list[Result]]) -> None:
+        self.bound, self.keys, self.columns = bound, keys, columns
+        self.results: list[Result | None] = [None] * len(keys)
+        self.identities: list[tuple[str, str, str]] = [("", "", "")] * len(keys)
+        self._inherits = any(cell.reads or cell.until is not None for column in columns for cell in column)
+
+    def cells(self, row: int) -> list[Result]:
+        """What the row's key reads, in order of deps."""
+        return [column[row] for column in self.columns]
+
+    def odd_rows(self) -> list[int]:
+        """Rows of which something read failed, is null or is unknown."""
+        odd: set[int] = set()
+        for column in self.columns:
+            odd.update(
+                row
+                for row, cell in enumerate(column)
+                if cell.value_hash == NULL_HASH or cell.error is not None or cell.origin is Origin.MISS
+            )
+        return sorted(odd)
+
+    def identify(self) -> dict[str, str]:
+        """Set the identities; key as JSON -> entry_id."""
+        rows = [row for row, result in enumerate(self.results) if result is None]
+        wanted = {}
+        for row, inputs in zip(rows, self._inputs_hashes(rows), strict=True):
+            text = key_json(self.keys[row])
+            identity = entry_id(self.bound.name, self.bound.config_hash, text, inputs)
+            self.identities[row] = (text, inputs, identity)
+            wanted[text] = identity
+        return wanted
+
+    def identities_with(self, at: int, other: Result, rows: list[int]) -> dict[str, str]:
+        """key as JSON -> entry_id, had the dep at `at` another value."""
+        name, config_hash = self.bound.name, self.bound.config_hash
+        texts = [self.identities[row][0] for row in rows]
+        inputs = self._inputs_hashes(rows, at, other)
+        return {
+            text: entry_id(name, config_hash, text, read) for text, read in zip(texts, inputs, strict=True)
+        }
 
     def inputs(self, rows: list[int]) -> dict[str, list[Any]]:
         """What a build is given, by name."""
@@ -40,15 +78,9 @@ class Batch:
             inputs[dep.name] = [column[row].value for row in rows]
         return inputs
 
-    def identities_with(self, at: int, other: Result, rows: list[int]) -> dict[str, str]:
-        """key as JSON -> entry_id, had the dep at `at` another value."""
-        bound, wanted = self.bound, {}
-        for row in rows:
-            hashes = [column[row].value_hash or "" for column in self.columns]
-            hashes[at] = other.value_hash or ""
-            text = self.identities[row][0]
-            wanted[text] = entry_id(bound.name, bound.config_hash, text, reads_hash(bound, hashes))
-        return wanted
+    def lineage(self, row: int) -> Lineage:
+        """When what is made of the row's inputs expires, and what was read by a value below them."""
+        return lineage(self.cells(row)) if self._inherits else NO_LINEAGE
 
     def take(
         self, rows: list[int], built: list[Built], now: datetime, *, origin: Origin = Origin.COMPUTED
@@ -60,21 +92,31 @@ class Batch:
             built,
             now,
             [self.identities[row][1:] for row in rows],
-            [lineage([column[row] for column in self.columns]) for row in rows],
+            [self.lineage(row) for row in rows],
             origin=origin,
         )
         for row, result in zip(rows, made, strict=True):
             self.results[row] = result
 
+    def _inputs_hashes(
+        self, rows: list[int], at: int | None = None, other: Result | None = None
+    ) -> Iterable[str]:
+        """inputs_hash of some rows: the deps' value hashes in order, those of gathered groups apart."""
+        keyed: list[list[str]] = []
+        gathered: list[list[str]] = []
+        for i, (dep, column) in enumerate(zip(self.bound.deps, self.columns, strict=True)):
+            cells = [other] * len(rows) if i == at and other is not None else [column[row] for row in rows]
+            hashes = [cell.value_hash or "" for cell in cells]
+            (keyed if dep.keyset is None else gathered).append(hashes)
+        nothing: list[tuple[str, ...]] = [()] * len(rows)
+        return map(
+            inputs_hash,
+            zip(*keyed, strict=True) if keyed else nothing,
+            zip(*gathered, strict=True) if gathered else nothing,
+        )
 
-def reads_hash(bound: Bound, hashes: Sequence[str]) -> str:
-    """inputs_hash of the deps' value hashes in order: those of gathered groups are a part of their own."""
-    pairs = list(zip(bound.deps, hashes, strict=True))
-    keyed = [value_hash for dep, value_hash in pairs if dep.keyset is None]
-    return inputs_hash(keyed, [value_hash for dep, value_hash in pairs if dep.keyset is not None])
 
-
-def lineage(cells: list[Result]) -> tuple[datetime | None, tuple[Read, ...]]:
+def lineage(cells: list[Result]) -> Lineage:
     """When what was made of these expires, and what was read by a value below them."""
     until: datetime | None = None
     reads: tuple[Read, ...] = ()

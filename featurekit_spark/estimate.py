@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from featurekit_spark.adopt import adopted_hashes
+from featurekit_spark.batch import Batch
 from featurekit_spark.builder import Bound, Dep, Each
 from featurekit_spark.cache.base import Found
 from featurekit_spark.changes import Change, changed_builders
@@ -249,21 +250,14 @@ class _DryEvaluator(Evaluator):
         unknown = sum(isinstance(link, Result) and link.unknown for link in links)
         return [len(set(link)) for link in links if isinstance(link, list)], unknown
 
-    def _build(
-        self,
-        bound: Bound,
-        keys: list[Key],
-        columns: list[list[Result]],
-        identities: list[tuple[str, str, str]],
-        misses: list[int],
-        results: list[Result | None],
-    ) -> None:
-        if (bound.builder.light or bound.builder.inline) and not bound.builder.paid:
-            super()._build(bound, keys, columns, identities, misses, results)
+    def _build(self, batch: Batch, misses: list[int]) -> None:
+        builder = batch.bound.builder
+        if (builder.light or builder.inline) and not builder.paid:
+            super()._build(batch, misses)
             return
         for row in misses:
-            _, inputs, identity = identities[row]
-            results[row] = Result(Origin.MISS, None, inputs_hash=inputs, entry_id=identity)
+            _, inputs, identity = batch.identities[row]
+            batch.results[row] = Result(Origin.MISS, None, inputs_hash=inputs, entry_id=identity)
 
     def _resolve_source(self, bound: Bound, keys: list[Key]) -> Sequence[Result | None]:
         if not bound.builder.paid:
@@ -272,7 +266,7 @@ class _DryEvaluator(Evaluator):
         hits = (found.get(key_json(key)) for key in keys)
         kept = bound.builder.freshness.ttl is not None
         return [
-            self._hit(bound, hit, [])
+            self._hit(bound, hit)
             if kept and hit is not None and self._lives(bound, hit)
             else Result(Origin.MISS, None)
             for hit in hits

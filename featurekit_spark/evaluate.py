@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from featurekit_spark.batch import NULL, Batch, decided, earliest, fold, lineage, reads_hash
+from featurekit_spark.batch import NO_LINEAGE, NULL, Batch, Lineage, decided, earliest, fold, lineage
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.build import Built, build_values, finish, update_values
@@ -186,46 +186,31 @@ class Evaluator:
         gathers = any(dep.keyset is not None for dep in bound.deps)
         if gathers and self.gather == "current":
             return self._take_current(bound, keys)
-        columns = [self._column(dep, bound.key, keys) for dep in bound.deps]
-        results: list[Result | None] = [None] * len(keys)
-        wanted: dict[str, str] = {}
-        identities: list[tuple[str, str, str]] = [("", "", "")] * len(keys)
-        shared = [i for i, dep in enumerate(bound.deps) if dep.keyset is not None]
-        if any(not cell.failed and cell.value.failed for i in shared for cell in columns[i]):
+        batch = Batch(bound, keys, [self._column(dep, bound.key, keys) for dep in bound.deps])
+        shared = [
+            column for dep, column in zip(bound.deps, batch.columns, strict=True) if dep.keyset is not None
+        ]
+        if any(not cell.failed and cell.value.failed for column in shared for cell in column):
             self.incomplete.add(bound.name)
-        for row, key in enumerate(keys):
-            cells = [column[row] for column in columns]
-            early = results[row] = self._cut_short(bound, key, cells)
-            if early is None:
-                inputs = reads_hash(bound, [cell.value_hash or "" for cell in cells])
-                text = key_json(key)
-                identities[row] = (text, inputs, entry_id(bound.name, bound.config_hash, text, inputs))
-                wanted[text] = identities[row][2]
+        for row in batch.odd_rows():
+            batch.results[row] = self._cut_short(bound, keys[row], batch.cells(row))
+        wanted = batch.identify()
         found = {} if bound.builder.inline else self.store.find(bound.name, bound.config_hash, wanted)
-        self._mark_emptied(bound, keys, results)
+        self._mark_emptied(bound, keys, batch.results)
         misses = []
-        for row, (text, _, identity) in enumerate(identities):
-            if results[row] is None:
+        for row, (text, _, identity) in enumerate(batch.identities):
+            if batch.results[row] is None:
                 hit = found.get(text)
                 if hit is not None and hit.entry.entry_id == identity and self._lives(bound, hit):
-                    results[row] = self._hit(bound, hit, [column[row] for column in columns])
+                    batch.results[row] = self._hit(bound, hit, batch.lineage(row))
                 else:
                     misses.append(row)
         if misses:
-            self._build(bound, keys, columns, identities, misses, results)
-        return results
+            self._build(batch, misses)
+        return batch.results
 
-    def _build(
-        self,
-        bound: Bound,
-        keys: list[Key],
-        columns: list[list[Result]],
-        identities: list[tuple[str, str, str]],
-        misses: list[int],
-        results: list[Result | None],
-    ) -> None:
-        """Fill `results` for the rows that no entry answers."""
-        batch = Batch(bound, keys, columns, identities, results)
+    def _build(self, batch: Batch, misses: list[int]) -> None:
+        """Results for the rows that no entry answers."""
         self._build_anew(batch, self._update(batch, misses))
 
     def _build_anew(self, batch: Batch, misses: list[int]) -> None:
@@ -301,7 +286,7 @@ class Evaluator:
             texts = {key_json(key): key for key in keys}
             for text, hit in self.store.current(bound.name, bound.config_hash, list(texts)).items():
                 if self._lives(bound, hit):
-                    results[texts[text]] = self._hit(bound, hit, [])
+                    results[texts[text]] = self._hit(bound, hit)
         offered = self._offers.get(bound.name, {})
         scanned = [key for key in keys if key in offered and key not in results]
         if scanned:
@@ -341,7 +326,7 @@ class Evaluator:
             hit = found.get(key_json(key))
             expired = bound.builder.freshness.ttl is not None
             if hit is not None and made[i].entry_id == hit.entry.entry_id and not expired:
-                made[i] = self._hit(bound, hit, [])
+                made[i] = self._hit(bound, hit)
         return made
 
     def _with_own_read(self, bound: Bound, key: Key, result: Result) -> Result:
@@ -362,7 +347,7 @@ class Evaluator:
             and self._lives(bound, hit)
             and controller.still_reads(hit.reads)
         ):
-            result = self._hit(bound, hit, [])
+            result = self._hit(bound, hit)
             result.reads = tuple((path, read, value_hash) for path, read, value_hash in json.loads(hit.reads))
             return result
         return controller.run_by_hand(bound, key, self.now)  # type: ignore[no-any-return]
@@ -376,7 +361,7 @@ class Evaluator:
                     f"{bound.name} was never built for {dict(zip(bound.key, key, strict=True))!r} with this config. "
                     f"Run it for the whole group first (session.run), or pass gather=True to build it now."
                 )
-        return [self._hit(bound, found[text], []) for text in texts]
+        return [self._hit(bound, found[text]) for text in texts]
 
     def _column(self, dep: Dep, fields: tuple[str, ...], keys: list[Key]) -> list[Result]:
         """One result of the dep per reader key; a fan-out or a gather is folded into one result."""
@@ -491,8 +476,8 @@ class Evaluator:
         until = bound.builder.freshness.expiry(hit.entry.ts)
         return until is None or self.now < until
 
-    def _hit(self, bound: Bound, hit: Found, cells: list[Result]) -> Result:
-        until, reads = lineage(cells)
+    def _hit(self, bound: Bound, hit: Found, inherited: Lineage = NO_LINEAGE) -> Result:
+        until, reads = inherited
         own = bound.builder.freshness.expiry(hit.entry.ts)
         result = from_entry(hit.entry, bound.type, current=hit.current, until=earliest(until, own))
         result.reads = reads

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from featurekit_spark.batch import Batch
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, Dep, Each, FeatureBuilder, KeySet, Source, as_dep, keys_of
 from featurekit_spark.cache.base import Entry, Found
@@ -93,20 +94,12 @@ class Dry(Evaluator):
                 ids = self.resolve(keyset, [group])[0].value or []
                 self.give_source(source, [(*group, member) for member in ids], [values.get(m) for m in ids])
 
-    def _build(
-        self,
-        bound: Bound,
-        keys: list[Key],
-        columns: list[list[Result]],
-        identities: list[tuple[str, str, str]],
-        misses: list[int],
-        results: list[Result | None],
-    ) -> None:
-        if self._may_build(bound):
-            super()._build(bound, keys, columns, identities, misses, results)
+    def _build(self, batch: Batch, misses: list[int]) -> None:
+        if self._may_build(batch.bound):
+            super()._build(batch, misses)
             return
         for row in misses:
-            results[row] = Unbuilt(f"{bound.name}{key_json(keys[row])}")
+            batch.results[row] = Unbuilt(f"{batch.bound.name}{key_json(batch.keys[row])}")
 
     def _may_build(self, bound: Bound) -> bool:
         return (bound.builder.light or bound.builder.inline) and not bound.builder.paid
@@ -137,7 +130,7 @@ class Dry(Evaluator):
         reads = HandController(self.context, self.job.cache, self).still_reads
         if hit is None or hit.reads is None or not self._lives(bound, hit) or not reads(hit.reads):
             return Unbuilt(f"{bound.name}{text}")
-        result = self._hit(bound, hit, [])
+        result = self._hit(bound, hit)
         result.reads = tuple((path, read, value_hash) for path, read, value_hash in json.loads(hit.reads))
         return result
 

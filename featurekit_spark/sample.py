@@ -186,33 +186,25 @@ class _Sampler(Evaluator):
         rows = to_rows(bound.name, bound.config_hash, bought)
         self._cache.append(new_entries(rows, "adopt-sample"))
 
-    def _build(
-        self,
-        bound: Bound,
-        keys: list[Key],
-        columns: list[list[Result]],
-        identities: list[tuple[str, str, str]],
-        misses: list[int],
-        results: list[Result | None],
-    ) -> None:
-        sampled = bound.name == self._sampled.name
+    def _build(self, batch: Batch, misses: list[int]) -> None:
+        name, paid = batch.bound.name, batch.bound.builder.paid
+        sampled = name == self._sampled.name
         todo = []
         for row in misses:
-            if sampled and identities[row][:2] not in self._cached:
-                results[row] = _not_tried("its inputs are others now")
-            elif bound.builder.paid and not sampled:
-                results[row] = _not_tried(f"{bound.name} would have to be paid for")
+            if sampled and batch.identities[row][:2] not in self._cached:
+                batch.results[row] = _not_tried("its inputs are others now")
+            elif paid and not sampled:
+                batch.results[row] = _not_tried(f"{name} would have to be paid for")
             else:
                 todo.append(row)
         if not todo:
             return
         try:
-            # Anew, also where a value could follow from an earlier one: what the code makes is asked.
-            self._build_anew(Batch(bound, keys, columns, identities, results), todo)
+            self._build_anew(batch, todo)  # not by update: what the code makes of the inputs is asked
         finally:
-            if sampled and bound.builder.paid:
-                made = [(identities[row][0], result) for row in todo if (result := results[row]) is not None]
-                self._bought += made
+            if sampled and paid:
+                made = ((batch.identities[row][0], batch.results[row]) for row in todo)
+                self._bought += [(text, result) for text, result in made if result is not None]
 
     def _resolve_source(self, bound: Bound, keys: list[Key]) -> Sequence[Result | None]:
         if bound.builder.paid:
