@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featurekit_spark.budget import Budget
     from featurekit_spark.builder import (
-        REBUILD,
         Dep,
         FeatureBuilder,
         Gathered,
         KeySet,
         Metered,
         Source,
+        Update,
         each,
     )
     from featurekit_spark.cache.delta import DeltaCache
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from featurekit_spark.values import codec, vector
 
 __all__ = [
-    "REBUILD",
     "Budget",
     "Context",
     "Controller",
@@ -49,6 +48,7 @@ __all__ = [
     "RunResult",
     "Session",
     "Source",
+    "Update",
     "codec",
     "each",
     "vector",
@@ -58,7 +58,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "budget": ("Budget",),
-    "builder": ("REBUILD", "Dep", "FeatureBuilder", "Gathered", "KeySet", "Metered", "Source", "each"),
+    "builder": ("Dep", "FeatureBuilder", "Gathered", "KeySet", "Metered", "Source", "Update", "each"),
     "cache.delta": ("DeltaCache",),
     "cache.memory": ("MemoryCache",),
     "context": ("Context", "FixedClock"),

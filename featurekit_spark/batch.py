@@ -11,8 +11,9 @@ from typing import Any, Final, TypeAlias
 
 from featurekit_spark.build import Built, finish
 from featurekit_spark.builder import Bound
+from featurekit_spark.cache.base import Entry
 from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
-from featurekit_spark.results import Origin, Read, Result
+from featurekit_spark.results import Origin, Read, Result, from_entry
 from featurekit_spark.values import NULL_HASH
 
 __all__ = ["NO_LINEAGE", "NULL", "Batch", "Lineage", "decided", "earliest", "fold", "lineage"]
@@ -97,6 +98,14 @@ class Batch:
         )
         for row, result in zip(rows, made, strict=True):
             self.results[row] = result
+
+    def keep(self, row: int, entry: Entry, now: datetime, seconds: float) -> None:
+        """An earlier value becomes the row's result."""
+        kept = from_entry(entry, self.bound.type)
+        kept.origin, kept.ts, kept.seconds = Origin.UPDATED, now, seconds
+        _, kept.inputs_hash, kept.entry_id = self.identities[row]
+        kept.until, kept.reads = self.lineage(row)
+        self.results[row] = kept
 
     def _inputs_hashes(
         self, rows: list[int], at: int | None = None, other: Result | None = None

@@ -177,7 +177,7 @@ def build_values(bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any
 def update_values(
     bound: Bound, inputs: Mapping[str, Sequence[Any]], before: Mapping[str, Sequence[Any]], context: Any
 ) -> list[Built]:
-    """As `build_values`, by the builder's `update`; a value is REBUILD where the key has to be built."""
+    """As `build_values`, by the builder's `update`; a value may be an `Update`."""
     rows = len(before["value"])
     start = time.perf_counter()
     return _timed(_whole_batch(bound, inputs, bound.view(context), rows, before), start)

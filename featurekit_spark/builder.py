@@ -11,7 +11,8 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from featurekit_spark.codeprint import code_version
 from featurekit_spark.errors import ContextError, DefinitionError, UsageError, known_names
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from featurekit_spark.controller import Controller
 
 __all__ = [
-    "REBUILD",
     "Bound",
     "ContextView",
     "Dep",
@@ -35,6 +35,7 @@ __all__ = [
     "KeySet",
     "Metered",
     "Source",
+    "Update",
     "bind",
     "each",
     "import_path",
@@ -156,18 +157,11 @@ class Metered(Generic[V]):
     usd: float | None = None
 
 
-class _Rebuild:
-    """The type of REBUILD."""
+class Update(Enum):
+    """What `update` returns in place of a value."""
 
-    def __repr__(self) -> str:
-        return "REBUILD"
-
-    def __reduce__(self) -> str:
-        return "REBUILD"
-
-
-REBUILD: Final = _Rebuild()
-"""What `update` returns for a key whose value does not follow from its earlier one."""
+    KEEP = "keep"  # the earlier value still is the right one
+    REBUILD = "rebuild"  # the value does not follow from the earlier one: build it
 
 
 class FeatureBuilder(Generic[V]):
@@ -227,7 +221,7 @@ class FeatureBuilder(Generic[V]):
         changed; exactly what `build` would return.
 
         `inputs`: as for `build`. `before`, row by row: that dep's earlier value under its name, and in `value` the
-        feature's own. `REBUILD` for a key that has to be built after all.
+        feature's own. `Update.KEEP` for a key whose earlier value stands, `Update.REBUILD` for one to build after all.
         """
         raise DefinitionError(f"{self.name} defines no update")
 

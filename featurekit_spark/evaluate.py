@@ -17,7 +17,6 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.build import Built, build_values, finish, update_values
 from featurekit_spark.builder import (
-    REBUILD,
     Bound,
     Dep,
     Each,
@@ -25,6 +24,7 @@ from featurekit_spark.builder import (
     Gathered,
     KeySet,
     Source,
+    Update,
     import_path,
     keys_of,
 )
@@ -255,9 +255,14 @@ class Evaluator:
         }
         followed = list(entries)
         built = update_values(bound, batch.inputs(followed), before, self.context)
-        made = {row: item for row, item in zip(followed, built, strict=True) if item.value is not REBUILD}
+        made = {
+            row: item for row, item in zip(followed, built, strict=True) if item.value is not Update.REBUILD
+        }
+        for row, item in list(made.items()):
+            if item.value is Update.KEEP:
+                batch.keep(row, entries[row], self.now, made.pop(row).seconds)
         batch.take(list(made), list(made.values()), self.now, origin=Origin.UPDATED)
-        return [row for row in rows if row not in made]
+        return [row for row in rows if batch.results[row] is None]
 
     def _affordable(self, bound: Bound, rows: list[int]) -> Iterator[list[int]]:
         """Rows to build next, until all are or the budget is reached; all at once where nothing limits them."""

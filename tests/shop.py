@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurekit_spark.builder import REBUILD, FeatureBuilder, Gathered, KeySet, Metered, Source, each
+from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Metered, Source, Update, each
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.testing.fakes import MovingClock
 
@@ -270,11 +270,12 @@ class Search(FeatureBuilder[list[str]]):
         ):
             kept = [row for row in now if row in then and row.split("|")[0] in old]
             fresh = [row for row in now[:-1] if row not in then]
-            found.append(nearest([*kept, *fresh, now[-1]], vector) if len(kept) == len(old) else REBUILD)
+            merged = nearest([*kept, *fresh, now[-1]], vector)
+            found.append(Update.REBUILD if len(kept) < len(old) else Update.KEEP if merged == old else merged)
         for merchant, text, matrix, value in zip(
             inputs["merchant"], inputs["text"], inputs["Matrix"], found, strict=True
         ):
-            if value is not REBUILD:
+            if value is not Update.REBUILD:
                 context.world.done(self, (merchant, text, *matrix))
         return found
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.cache.delta import DeltaCache
-from featurekit_spark.cache.staged import filesystem_of
 from featurekit_spark.errors import LockedError
 from featurekit_spark.locks import file_lock, local_path
 
-__all__ = ["CARE_GROUP", "alone", "clear_state", "reading", "record_care"]
+__all__ = ["CARE_GROUP", "alone", "reading", "record_care"]
 
 CARE_GROUP: Final = "care"
 """The group of care's own records in the runs table; no key, so no run's group."""
@@ -61,17 +59,6 @@ def alone(cache: DeltaCache, *, owner: str, warehouse: str | None = None) -> Ite
     except LockedError as error:
         running = _running(folder)
         raise (_busy(owner, running) if running else error) from None
-
-
-def clear_state(cache: DeltaCache) -> None:
-    """Forget what runs proved as a whole, so that the next one looks at the rows."""
-    folder = local_path(f"{cache.path}/state")
-    if folder is not None:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(folder)
-        return
-    with suppress(FileNotFoundError):
-        filesystem_of(cache.path).delete_dir("state")
 
 
 def record_care(cache: DeltaCache, action: str, now: datetime, facts: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA, RUN_SCHEMA, TRACE_SCHEMA
 from featurekit_spark.cache.delta import DeltaCache
-from featurekit_spark.cache.staged import filesystem_of, stats_bound
+from featurekit_spark.cache.staged import stats_bound
 from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
 
@@ -85,7 +85,7 @@ def data_files(table: DeltaTable) -> list[DataFile]:
 
 
 def file_rows(
-    table: DeltaTable, name: str, file: DataFile, columns: Collection[str] | None = None
+    cache: DeltaCache, name: str, file: DataFile, columns: Collection[str] | None = None
 ) -> Iterator[pa.Table]:
     """A file's rows in the table's schema, a row group at a time. Raises CacheError where the file is damaged."""
     import pyarrow.parquet as pq
@@ -93,7 +93,7 @@ def file_rows(
     fields = [f for f in SCHEMAS[name] if columns is None or f.name in columns]
     stored = [f.name for f in fields if name == "runs" or f.name != "builder"]
     try:
-        with pq.ParquetFile(file.path, filesystem=filesystem_of(table.table_uri)) as parquet:
+        with pq.ParquetFile(file.path, filesystem=cache.storage(name)) as parquet:
             for group in range(parquet.num_row_groups):
                 rows = parquet.read_row_group(group, columns=stored)
                 arrays = [
@@ -104,7 +104,7 @@ def file_rows(
                 ]
                 yield pa.Table.from_arrays(arrays, schema=pa.schema(fields))
     except (OSError, KeyError, pa.ArrowException) as error:
-        where = f"{table.table_uri.rstrip('/')}/{file.path}"
+        where = f"{cache.table_path(name)}/{file.path}"
         raise CacheError(
             f"the data file {where} cannot be read: {error}. `featurekit cache verify` lists what is damaged; "
             "restore the file, or move it away and remove it from the table."
@@ -120,8 +120,8 @@ def rows_of(
     table = cache.table(name)
     parts = [schema.empty_table()]
     for file in data_files(table) if table is not None else ():
-        if table is not None and (builders is None or file.builder in builders):
-            for rows in file_rows(table, name, file, columns):
+        if builders is None or file.builder in builders:
+            for rows in file_rows(cache, name, file, columns):
                 share = pa.array(np.full(len(rows), file.size / max(file.rows, 1)))
                 parts.append(pa.Table.from_arrays([*rows.columns, share], schema=schema))
     return pa.concat_tables(parts)
@@ -145,13 +145,13 @@ def remove_rows(
         table = cache.table(name)
         if table is None:
             return Removed()
-        removed, actions, written = _planned(table, name, doomed, columns, builders, edit)
+        removed, actions, written = _planned(cache, table, name, doomed, columns, builders, edit)
         if not removed.rows:
             return removed
         if _swapped(cache, name, actions):
             return removed
         for path in written:  # another writer compacted the files meanwhile
-            filesystem_of(table.table_uri).delete_file(path)
+            cache.storage(name).delete_file(path)
     raise CacheError(
         f"{cache.table_path(name)} is rewritten by somebody else all the time: {_TRIES} commits were lost. "
         "Nothing was removed from it; try again when they are done."
@@ -159,6 +159,7 @@ def remove_rows(
 
 
 def _planned(
+    cache: DeltaCache,
     table: DeltaTable,
     name: str,
     doomed: Callable[[pa.Table], Any],
@@ -176,7 +177,7 @@ def _planned(
     for file in data_files(table):
         if builders is not None and file.builder not in builders:
             continue
-        masks = [_mask(doomed(part)) for part in file_rows(table, name, file, columns)]
+        masks = [_mask(doomed(part)) for part in file_rows(cache, name, file, columns)]
         hit = int(sum(mask.sum() for mask in masks))
         if not hit:
             continue
@@ -192,7 +193,7 @@ def _planned(
             RemoveAction(file.path, True, time.time_ns() // 1_000_000, file.size, partition or None)
         )
         if edit is not None or hit < sum(map(len, masks)):
-            add = _rewritten(table, name, file, masks, counted, partition, edit)
+            add = _rewritten(cache, name, file, masks, counted, partition, edit)
             actions.append(add)
             written.append(unquote(add.path))
             freed -= add.size
@@ -200,7 +201,7 @@ def _planned(
 
 
 def _rewritten(
-    table: DeltaTable,
+    cache: DeltaCache,
     name: str,
     file: DataFile,
     masks: list[Any],
@@ -214,14 +215,14 @@ def _rewritten(
     schema = pa.schema([f for f in SCHEMAS[name] if f.name not in partition])
     folder = file.path.rpartition("/")[0]
     path = f"{folder}/" * bool(folder) + f"part-{uuid.uuid4().hex}.zstd.parquet"
-    storage = filesystem_of(table.table_uri)
+    storage = cache.storage(name)
     kept = 0
     bounds: dict[str, list[Any]] = {}
     nulls: dict[str, int] = {}
     with pq.ParquetWriter(
         path, schema, filesystem=storage, compression="zstd", compression_level=1
     ) as writer:
-        for mask, rows in zip(masks, file_rows(table, name, file), strict=True):
+        for mask, rows in zip(masks, file_rows(cache, name, file), strict=True):
             left = rows.filter(pa.array(~mask))
             if edit is not None and mask.any():
                 left = pa.concat_tables([left, edit(rows.filter(pa.array(mask)))])

@@ -7,6 +7,7 @@ is checked, so whoever takes entries away removes the marks first. Imports nothi
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,8 +23,9 @@ __all__ = ["Marks"]
 class Marks:
     """Marks by name in a folder or object-store prefix; one that cannot be read is none."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
         self.uri = uri
+        self.storage_options = dict(storage_options or {})
 
     def get(self, name: str) -> dict[str, Any] | None:
         """The mark of this name."""
@@ -58,6 +60,19 @@ class Marks:
             else:
                 self._storage().delete_file(_file(name))
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        folder = local_path(self.uri)
+        with suppress(FileNotFoundError):
+            if folder is not None:
+                shutil.rmtree(folder)
+            else:
+                from pyarrow import fs
+
+                storage = self._storage()
+                for mark in storage.get_file_info(fs.FileSelector("", allow_not_found=True)):
+                    storage.delete_file(mark.path)
+
     def _read(self, name: str) -> bytes:
         folder = local_path(self.uri)
         if folder is not None:
@@ -67,9 +82,9 @@ class Marks:
         return data
 
     def _storage(self) -> Any:
-        from featurekit_spark.cache.staged import filesystem_of
+        from featurekit_spark.cache.storage import storage_of
 
-        return filesystem_of(self.uri)
+        return storage_of(self.uri, self.storage_options)
 
 
 def _file(name: str) -> str:

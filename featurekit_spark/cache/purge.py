@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache import files
 from featurekit_spark.cache.base import TraceRow
-from featurekit_spark.cache.care import clear_state, record_care
+from featurekit_spark.cache.care import record_care
 from featurekit_spark.cache.current import newest_rows
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.rows import (
@@ -128,7 +128,7 @@ def apply_purge(cache: DeltaCache, plan: PurgePlan, *, reason: str, now: datetim
             # Nobody reads or writes now; where no lock can say so, what may be somebody's unfinished file stays.
             vacuum(cache, name, hours=0, unreferenced=local_path(cache.path) is not None)
             forget_log(cache.table_path(name), cache.storage_options)
-    clear_state(cache)
+    cache.clear_marks()
     return {**plan.report, "run_records": records}
 
 
@@ -143,9 +143,7 @@ def _look(cache: DeltaCache, subjects: Sequence[Subject], matrices: set[str]) ->
     seen = _Seen([], [], set(), [])
     table = cache.table("entries")
     for file in files.data_files(table) if table is not None else ():
-        if table is None:
-            continue
-        for rows in files.file_rows(table, "entries", file, ("key", "value")):
+        for rows in files.file_rows(cache, "entries", file, ("key", "value")):
             for key, value in zip(rows["key"].to_pylist(), rows["value"].to_pylist(), strict=True):
                 fields, words = json.loads(key), set(_words(value))
                 by_key = mentioned(subjects, fields)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache import files
 from featurekit_spark.cache.base import RunRecord
-from featurekit_spark.cache.care import CARE_GROUP, clear_state
+from featurekit_spark.cache.care import CARE_GROUP
 from featurekit_spark.cache.current import newest_rows
 from featurekit_spark.cache.delta import DeltaCache
 
@@ -70,8 +70,7 @@ def run_records(cache: DeltaCache) -> list[RunRecord]:
     table = cache.table("runs")
     rows: list[dict[str, Any]] = []
     for file in files.data_files(table) if table is not None else ():
-        if table is not None:
-            rows += [row for part in files.file_rows(table, "runs", file) for row in part.to_pylist()]
+        rows += [row for part in files.file_rows(cache, "runs", file) for row in part.to_pylist()]
     rows.sort(key=lambda row: row["recorded"])
     return [
         RunRecord(**{**row, "record": json.loads(row["record"])})
@@ -82,7 +81,7 @@ def run_records(cache: DeltaCache) -> list[RunRecord]:
 
 def take_out(cache: DeltaCache, entries: pa.Table, traces: pa.Table, doomed: Doomed) -> None:
     """Take the chosen rows out: marks of runs, then traces, then entries."""
-    clear_state(cache)
+    cache.clear_marks()
     for name, rows, mask, columns in (
         ("traces", traces, doomed.traces, TRACE_COLUMNS),
         ("entries", entries, doomed.entries, ENTRY_COLUMNS),
@@ -92,7 +91,7 @@ def take_out(cache: DeltaCache, entries: pa.Table, traces: pa.Table, doomed: Doo
         chosen = rows.filter(pa.array(mask))
         builders = set(chosen["builder"].unique().to_pylist())
         files.remove_rows(cache, name, _those(chosen), columns=columns, builders=builders)
-    clear_state(cache)
+    cache.clear_marks()
 
 
 def current_marks(entries: pa.Table, traces: pa.Table) -> pa.Table:

@@ -7,7 +7,6 @@ from typing import Any
 
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.files import data_files
-from featurekit_spark.cache.staged import filesystem_of
 from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
 
@@ -66,7 +65,7 @@ def unused_files(cache: DeltaCache, name: str, *, now: datetime, remove: bool) -
         for full in (True, False)
     ]
     unused = sorted(found[0] - found[1])
-    storage = filesystem_of(table.table_uri)
+    storage = cache.storage(name)
     for mark in storage.get_file_info(fs.FileSelector("_featurekit", allow_not_found=True)):
         if mark.mtime is not None and (now - mark.mtime).total_seconds() > _STAGED_HOURS * 3600:
             unused.append(mark.path)

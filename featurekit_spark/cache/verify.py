@@ -69,12 +69,12 @@ def verify(
     hashes = {name: _hash_of(cls) for name, cls in (builders or {}).items()}
     alive: set[str] = set()
     for file in files.data_files(table) if table is not None else ():
-        if table is None or (only is not None and file.builder != only):
+        if only is not None and file.builder != only:
             continue
         where = f"{cache.table_path('entries')}/{file.path}"
         seen = 0
         try:
-            for rows in files.file_rows(table, "entries", file, _COLUMNS):
+            for rows in files.file_rows(cache, "entries", file, _COLUMNS):
                 seen += len(rows)
                 for row in rows.to_pylist():
                     if row["status"] == "ok":

@@ -66,7 +66,7 @@ def merge_top_k(
     # What an old list had no place for scores at most as much as its last member; a list with empty places had all.
     unseen = old.scores[:, -1]
     if change.index is not None:
-        found, at = change.index.search(queries, min(k, len(change.fresh)))
+        found, at = change.index.search(queries, min(k, len(change.fresh)), floor=unseen)
         fresh_scores = np.round(found.astype(np.float64), DECIMALS)
         scores = np.concatenate([scores, fresh_scores], axis=1)
         rows = np.concatenate([rows, np.where(at < 0, -1, change.fresh[at])], axis=1)

@@ -72,9 +72,14 @@ class FlatIndex:
         self._searched = self.vectors if metric == "ip" else _scaled(self.vectors, self._norms)
 
     def search(
-        self, queries: Any, k: int, *, exclude: Rows | Sequence[Any] | None = None
+        self,
+        queries: Any,
+        k: int,
+        *,
+        exclude: Rows | Sequence[Any] | None = None,
+        floor: Doubles | None = None,
     ) -> tuple[Floats, Rows]:
-        """As `top_k`."""
+        """As `top_k`. `floor` float64 [q]: rows that score less than this may be left out; -inf for none."""
         if k < 1:
             raise UsageError(f"k must be at least 1, found {k!r}")
         asked = _matrix(queries, "queries")
@@ -98,6 +103,7 @@ class FlatIndex:
                     norms[part],
                     min(k, size),
                     (out[0] - start, out[1]),
+                    None if floor is None else floor[part],
                     scores[part],
                     found[part],
                 )
@@ -109,6 +115,7 @@ class FlatIndex:
         norms: Doubles,
         k: int,
         left_out: tuple[Rows, Rows],
+        floor: Doubles | None,
         scores: Floats,
         found: Rows,
     ) -> None:
@@ -119,6 +126,12 @@ class FlatIndex:
         # |error| of a float32 inner product is at most d * u * |q||m| (Higham 2002, 3.1), with a few u for
         # scaling. Twice, for the k-th best and for the rival, and the rounding to 6 decimals.
         slack = (2 * (dim + 8) * _UNIT * self._largest * lengths + 10.0**-DECIMALS).astype(np.float32)
+        # Where nothing below a floor is asked for, it is as if k rows of that score were there already.
+        lowest = (
+            np.float32(-np.inf)
+            if floor is None
+            else np.nextafter(floor.astype(np.float32), np.float32(-np.inf))
+        )
         best = np.full((len(queries), k), -np.inf, dtype=np.float32)
         bar = np.full(len(queries), -np.inf, dtype=np.float32)
         pool = _Pool(self, queries, norms, k)
@@ -133,7 +146,7 @@ class FlatIndex:
                 got[left_out[0][here], left_out[1][here] - start] = -np.inf
             if start == 0:
                 best = _largest_of(np.concatenate([best, got], axis=1), k)
-                bar = best.min(axis=1) - slack
+                bar = np.maximum(best.min(axis=1), lowest) - slack
                 flat = np.flatnonzero(got > bar[:, None])
                 rows, columns = np.divmod(flat, stop - start)
                 pool.add(rows, columns, got.ravel()[flat])
@@ -144,7 +157,7 @@ class FlatIndex:
                     values = got.ravel()[flat]
                     pool.add(rows, columns + start, values)
                     _raise_best(best, rows, values)
-                    bar = best.min(axis=1) - slack
+                    bar = np.maximum(best.min(axis=1), lowest) - slack
             pool.shrink(bar)
             start, width = stop, min(max(stop, _FIRST), _ROWS)
         pool.shrink(bar, settle=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from featurekit_spark.apps.product_recs.catalog import IdScan, TitleScan
 from featurekit_spark.apps.product_recs.suggestions import parse_suggestions, render
-from featurekit_spark.builder import REBUILD, FeatureBuilder, Gathered, KeySet, Source, each
+from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Source, Update, each
 from featurekit_spark.embed.text import TextEmbedding
 from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.completion import LLMCompletion
@@ -207,12 +207,18 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
         try:
             matrix, change = context.matrices.open(now), context.matrices.change(then, now)
         except CacheError:  # the earlier matrix is no longer there
-            return [REBUILD] * len(inputs)
+            return [Update.REBUILD] * len(inputs)
         old = OldLists.of(before["value"], config.top_k + 1, change.kept)
         queries = np.stack(list(inputs["ProductEmbedding"]))
         scores, rows, settled = merge_top_k(matrix.index, queries, old, change)
-        lists = ranked_lists(matrix.ids, scores, rows)
-        return [found if done else REBUILD for found, done in zip(lists, settled.tolist(), strict=True)]
+        same = settled & ((rows == old.rows) & (scores == old.scores)).all(axis=1)
+        new = settled & ~same
+        found: list[Any] = [Update.KEEP if kept else Update.REBUILD for kept in same.tolist()]
+        for row, ranked in zip(
+            np.flatnonzero(new), ranked_lists(matrix.ids, scores[new], rows[new]), strict=True
+        ):
+            found[row] = ranked
+        return found
 
 
 class LLMProductPrompt(FeatureBuilder[str]):
