@@ -164,9 +164,26 @@ def fold(results: list[Result], *, listed: bool = True) -> Result:
     for result in results:
         until = earliest(until, result.until)
         reads += result.reads
-    value_hash = digest("each", *(r.value_hash or "" for r in results)) if listed else None
-    values = [r.value for r in results] if listed else None
-    return Result(Origin.HIT, value_hash, value=values, until=until, reads=reads)
+    if not listed:
+        return Result(Origin.HIT, None, until=until, reads=reads)
+    value_hash = digest("each", *(r.value_hash or "" for r in results))
+    return _Listed(results, value_hash, until, reads)
+
+
+class _Listed(Result):
+    """A list of results' values, made when it is asked for."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(
+        self, parts: list[Result], value_hash: str, until: datetime | None, reads: tuple[Read, ...]
+    ) -> None:
+        super().__init__(Origin.HIT, value_hash, until=until, reads=reads)
+        self._parts = parts
+
+    @property
+    def value(self) -> list[Any]:
+        return [part.value for part in self._parts]
 
 
 def earliest(one: datetime | None, other: datetime | None) -> datetime | None:

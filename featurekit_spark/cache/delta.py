@@ -317,11 +317,11 @@ class DeltaCache:
                 )
             wanted = reduce(and_, where) if where else None
             if whole_files:
-                parts = [
-                    part.to_table(schema=dataset.schema, columns=schema.names)
-                    for part in dataset.get_fragments(wanted)
-                ]
-                return pa.concat_tables(parts).cast(schema) if parts else schema.empty_table()
+                from pyarrow.dataset import FileSystemDataset
+
+                files = list(dataset.get_fragments(wanted))
+                dataset = FileSystemDataset(files, dataset.schema, dataset.format, dataset.filesystem)
+                wanted = None
             return dataset.to_table(columns=schema.names, filter=wanted).cast(schema)
         except (OSError, pa.ArrowException) as error:
             raise CacheError(
