@@ -1,7 +1,8 @@
-"""Data files that workers write into a cache's table themselves, and that the driver then commits.
+"""What a stage's driver and workers give each other as files: inputs for a chunk of keys, and data files of new entries
+that the driver commits.
 
-Long values never pass through a JVM or the driver that way. A file is no part of the table until a commit names it;
-one that nobody names (a task that was tried again, a run that died) is waste, never wrong.
+Long values never pass through a JVM that way. A data file is no part of the table until a commit names it; one that
+nobody names (a task that was tried again, a run that died) is waste, never wrong.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _COUNTED = ("key", "config_hash", "entry_id", "ts", "recorded", "run_id")
 _SHORT = ["config_hash", "run_id", "status", "error"]
 _LONGEST = 32  # characters of a bound, as other writers of Delta keep
 _LAST_CHARACTER = "\U0010ffff"
+_FOLDER = "_featurekit"  # care removes what is left in it for a day
 
 
 @runtime_checkable
@@ -65,19 +67,22 @@ class Staging:
     uri: str
     run_id: str
     recorded: int
-    mark: str = field(default_factory=lambda: f"_featurekit/{uuid.uuid4().hex}")
+    mark: str = field(default_factory=lambda: f"{_FOLDER}/{uuid.uuid4().hex}")
 
     def open(self) -> Staging:
         """Put the mark down; the driver's side."""
-        storage = filesystem_of(self.uri)
-        storage.create_dir("_featurekit", recursive=True)
-        with storage.open_output_stream(self.mark) as mark:
-            mark.write(b"")
+        filesystem_of(self.uri).create_dir(_FOLDER, recursive=True)
+        self._write(self.mark, b"")
         return self
 
     def close(self) -> None:
-        """Take the mark away."""
-        filesystem_of(self.uri).delete_file(self.mark)
+        """Take the mark and the inputs away."""
+        from pyarrow import fs
+
+        storage = filesystem_of(self.uri)
+        for found in storage.get_file_info(fs.FileSelector(_FOLDER)):
+            if found.path.startswith(self.mark):
+                storage.delete_file(found.path)
 
     def writer(self) -> StagedWriter | None:
         """For one task; None where the storage is another one here, or is none."""
@@ -86,6 +91,21 @@ class Staging:
             return StagedWriter(self, storage) if storage.get_file_info(self.mark).is_file else None
         except (OSError, pa.ArrowException):
             return None
+
+    def hand_over(self, data: bytes) -> str:
+        """Leave a chunk's inputs for whichever worker gets it; their name."""
+        name = f"{self.mark}.{uuid.uuid4().hex}"
+        self._write(name, data)
+        return name
+
+    def handed_over(self, name: str) -> bytes:
+        """A chunk's inputs."""
+        with filesystem_of(self.uri).open_input_stream(name) as file:
+            return bytes(file.read())
+
+    def _write(self, name: str, data: bytes) -> None:
+        with filesystem_of(self.uri).open_output_stream(name) as file:
+            file.write(data)
 
     def read(self, file: StagedFile) -> pa.Table:
         """The file's rows (ENTRY_SCHEMA), committed or not."""

@@ -156,13 +156,15 @@ class SparkEngine:
         size = max(1, min(job.batch_rows, math.ceil(len(keys) / (slots * _CHUNKS_PER_SLOT))))
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
         cached = as_table(stage_candidates(stage, keys, job))
-        payloads = [_pack(stage, chunk, evaluator, cached, job) for chunk in chunks]
+        packed = (_pack(stage, chunk, evaluator, cached, job) for chunk in chunks)
         work = stage_work(stage, evaluator, job)
-        frame = session.createDataFrame(pa.table({"chunk": pa.array(payloads, pa.binary())}))
-        if len(chunks) > slots and self.partitions:
-            frame = frame.repartition(slots)
         with _staging(work, job) as staging:
-            answers = frame.mapInArrow(ChunkTask(work, staging), CHUNK_ANSWER).toArrow()
+            cells = [(data, None) if staging is None else (None, staging.hand_over(data)) for data in packed]
+            answers = self._answers(cells, ChunkTask(work, staging))
+            missed = answers["missed"].drop_null().to_pylist()
+            if missed and staging is not None:  # by workers that see other storage than this process
+                again = [(staging.handed_over(name), None) for name in missed]
+                answers = pa.concat_tables([answers, self._answers(again, ChunkTask(work))])
             rows = [opened(part) for part in answers["rows"].drop_null().to_pylist()]
             # before any error: what was paid for is kept
             self.take(stage, pa.concat_tables(rows), evaluator, job)
@@ -171,6 +173,15 @@ class SparkEngine:
         for failure in answers["failure"].drop_null().to_pylist():
             raise raised(failure)
         job.progress(stage.label, len(keys), len(keys))
+
+    def _answers(self, cells: Sequence[tuple[bytes | None, str | None]], task: ChunkTask) -> pa.Table:
+        """What a task makes of chunks, as rows of CHUNK_ANSWER."""
+        chunks = pa.array([chunk for chunk, _ in cells], pa.binary())
+        files = pa.array([file for _, file in cells], pa.string())
+        frame = self.session.createDataFrame(pa.table({"chunk": chunks, "file": files}))
+        if self.partitions and len(cells) > self.partitions:
+            frame = frame.repartition(self.partitions)
+        return frame.mapInArrow(task, CHUNK_ANSWER).toArrow()
 
     def scan(self, scan: Any) -> pa.Table:
         return self._local.scan(scan)

@@ -129,7 +129,8 @@ class StageWork:
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """For keys that fit the driver: a chunk in one cell, its keys, given rows and candidates as Arrow streams.
+    """For keys that fit the driver: a chunk in one cell, its keys, given rows and candidates as Arrow streams, or the
+    name of the file in which they are handed over. A file that is not seen from here is said to be `missed`.
 
     New entries are staged as files where `staging` can be reached from here, and travel as rows otherwise; so do those
     with something that a file has no column for (an expiry, reads).
@@ -142,8 +143,12 @@ class ChunkTask:
         writer = self.staging.writer() if self.staging is not None else None
         counts: dict[str, Counts] = {}
         for batch in batches:
-            for chunk in batch["chunk"]:
-                keys, given, cached = unpacked(chunk.as_py())
+            for chunk, file in zip(batch["chunk"].to_pylist(), batch["file"].to_pylist(), strict=True):
+                if chunk is None and writer is None:
+                    yield _answer(missed=file)
+                    continue
+                data = self.staging.handed_over(file) if self.staging is not None and chunk is None else chunk
+                keys, given, cached = unpacked(data)
                 rows, ended = self.work.resolve(_keys(keys["key"]), given, cached)
                 if writer is not None:
                     plain, rows = plain_entries(rows, self.work.inline())
@@ -160,17 +165,22 @@ class ChunkTask:
             yield _answer(staged=json.dumps({"files": files, "counts": tallies}))
 
 
-CHUNK_ANSWER = "rows binary, failure string, staged string"
+CHUNK_ANSWER = "rows binary, failure string, staged string, missed string"
 
 
 def _answer(
-    *, rows: bytes | None = None, failure: str | None = None, staged: str | None = None
+    *,
+    rows: bytes | None = None,
+    failure: str | None = None,
+    staged: str | None = None,
+    missed: str | None = None,
 ) -> pa.RecordBatch:
     return pa.record_batch(
         {
             "rows": pa.array([rows], pa.binary()),
             "failure": pa.array([failure], pa.string()),
             "staged": pa.array([staged], pa.string()),
+            "missed": pa.array([missed], pa.string()),
         }
     )
 

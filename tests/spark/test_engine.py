@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from featurekit_spark.budget import Budget
 from featurekit_spark.builder import FeatureBuilder, Metered
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
+from featurekit_spark.cache.staged import Staging
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import BudgetError, BudgetReachedError, ContextError
 from featurekit_spark.session import Limits, Session
@@ -316,6 +318,46 @@ def test_a_session_that_does_not_start_is_the_runs_error() -> None:
         session(start, MemoryCache()).run(shop.Label.over(ProductIds), **ABT)
 
 
+def test_workers_that_see_other_storage_are_sent_rows(spark: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """As where the cache lies on the driver's own disk and the workers are elsewhere."""
+    cache = DeltaCache(str(tmp_path / "cache"))
+    staging = cache.staging
+
+    class Unseen(Staging):
+        """A folder that no worker sees."""
+
+        def writer(self) -> None:
+            return None
+
+    def elsewhere(run_id: str) -> Any:
+        made = staging(run_id)
+        return Unseen(made.uri, made.run_id, made.recorded, made.mark)
+
+    monkeypatch.setattr(cache, "staging", elsewhere)
+    made = session(spark, cache).run(shop.Logic.over(ProductIds), **ABT)
+    rows = session(spark, MemoryCache()).run(shop.Logic.over(ProductIds), **ABT)
+    assert made.table("Logic").drop(["ts"]).equals(rows.table("Logic").drop(["ts"]))
+    assert not staged_files(tmp_path / "cache")
+    assert not list((tmp_path / "cache/entries/_featurekit").iterdir())
+
+
+def staged_files(cache: Path) -> list[Path]:
+    """Data files that workers wrote."""
+    files = (cache / "entries").rglob("*.parquet")
+    return [file for file in files if re.fullmatch(r"part-[0-9a-f]{32}\.zstd\.parquet", file.name)]
+
+
+def test_values_follow_the_group_on_workers(spark: Any, tmp_path: Path) -> None:
+    cache, own = DeltaCache(str(tmp_path / "cache")), context()
+    own.world.failing.clear()
+    session(spark, cache, own).run(shop.Logic.over(ProductIds), **ABT)
+    own.world.products["abt", "US", "p7"] = Product("lamp")
+    found = session(spark, cache, own).run(shop.Logic.over(ProductIds), **ABT)
+    assert found.builders["Search"].updated > found.builders["Search"].computed
+    fresh = Session(own, MemoryCache(), engine="local").run(shop.Logic.over(ProductIds), **ABT)
+    assert found.values(shop.Logic) == fresh.values(shop.Logic)
+
+
 def test_entries_are_files_of_the_workers(spark: Any, tmp_path: Path) -> None:
     """Values do not pass through the driver, the answers are those of a cache that takes rows only."""
     cache = DeltaCache(str(tmp_path / "cache"))
@@ -324,5 +366,5 @@ def test_entries_are_files_of_the_workers(spark: Any, tmp_path: Path) -> None:
     assert made.table("Logic").drop(["ts"]).equals(rows.table("Logic").drop(["ts"]))
     counts = [{name: replace(c, seconds=0.0) for name, c in r.builders.items()} for r in (made, rows)]
     assert counts[0] == counts[1]
-    assert list((tmp_path / "cache/entries/builder=Logic").glob("part-*.zstd.parquet"))
+    assert any(file.parent.name == "builder=Logic" for file in staged_files(tmp_path / "cache"))
     assert not list((tmp_path / "cache/entries/_featurekit").iterdir())

@@ -102,6 +102,20 @@ def test_a_worker_that_sees_another_folder_writes_nothing(tmp_path: Path) -> Non
     assert staging.writer() is None
 
 
+def test_inputs_are_handed_over_until_the_stage_ends(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    staging, other = cache.staging("run-1"), cache.staging("run-2")
+    assert staging is not None and other is not None
+    names = [staging.hand_over(b"one"), staging.hand_over(b"two")]
+    kept = other.hand_over(b"other")
+    assert [staging.handed_over(name) for name in names] == [b"one", b"two"]
+    staging.close()
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            staging.handed_over(name)
+    assert other.handed_over(kept) == b"other" and other.writer() is not None
+
+
 def test_no_staging_where_workers_lack_what_opens_the_storage(tmp_path: Path) -> None:
     assert DeltaCache(str(tmp_path), storage_options={"key": "secret"}).staging("run-1") is None
     assert BackgroundAppends(MemoryCache()).staging("run-1") is None
