@@ -44,7 +44,9 @@ class Proof(NamedTuple):
 
 @dataclass
 class Check:
-    """Traces of one target: what its keys read now, what is stored (TRACE_SCHEMA), and which of them are proven."""
+    """Traces of one target: what its keys read now, what is stored (TRACE_SCHEMA), and which of them are proven.
+
+    `moved`: how many keys are not as they were, those of which only the group changed not counted."""
 
     trace: TargetTrace
     plan_hash: str
@@ -55,6 +57,7 @@ class Check:
     same_group: bool = False
     gathered: list[tuple[Any, Key, Result]] = field(default_factory=list)
     proven: dict[Key, Proof] = field(default_factory=dict)
+    moved: int = 0
 
 
 class Proofs:
@@ -89,8 +92,10 @@ class Proofs:
             check.stored_group = next(iter(stored.filter(is_group).to_pylist()), None)
             check.stored = stored.filter(pc.invert(is_group))
             check.same_group = self._same_group(check)
-            if trace.provable and check.same_group:
-                check.proven = self._prove(check, members)
+            proofs = self._prove(check, members) if trace.provable else {}
+            check.moved = len(members) - len(proofs)
+            if check.same_group:
+                check.proven = proofs
             self.checks[trace.target.name] = check
             todo = self.todo.setdefault(trace.keyset.name, [])
             have = set(todo)

@@ -230,7 +230,8 @@ class Execution(Proofs):
                 self._check(traces)
                 for source, name in self.scanned:
                     self.evaluator.take_offered(source, self._needed(name))
-                self.engine.prepare(max(map(len, self.todo.values()), default=0), self.plan, self.job)
+                moved = max((check.moved for check in self.checks.values()), default=0)
+                self.engine.prepare(moved, self.plan, self.job)
             case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
                 pass
             case KeyedStage():

@@ -409,7 +409,9 @@ def told(stage: Stage, state: PlanState) -> tuple[str, list[str]]:
             kind = "paid stage " if paid else "stage      "
             limit = stage.in_process_limit(state.in_process_keys)
             where = (
-                "in-process" if state.engine == "local" else f"in-process up to {limit} keys, else on Spark"
+                "in-process"
+                if state.engine == "local"
+                else f"in-process up to {limit} keys to compute, else on Spark"
             )
             details = [f"keys   {space}", f"given  {_names(given)}", f"runs   {where}"]
             return f"{kind}  {stage.label}", details

@@ -41,6 +41,7 @@ from featurekit_spark.plan import KeyedStage, Plan, ReadSource
 from featurekit_spark.results import (
     ROW_SCHEMA,
     Counts,
+    Origin,
     Result,
     count_rows,
     entry_rows,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 __all__ = ["SparkEngine"]
 
 Key = tuple[Any, ...]
+# A key that is looked up costs so much less than one that is built.
+_LOOKUP_FACTOR = 50
 # Chunks per task slot: enough that a slow one does not leave the others idle, few enough that each stays large.
 _CHUNKS_PER_SLOT = 4
 
@@ -81,6 +84,7 @@ class SparkEngine:
         self._local = LocalEngine()
         self._starter: ThreadPoolExecutor | None = None
         self._starting: Future[SparkSession] | None = None
+        self._moved: int | None = None
 
     @property
     def session(self) -> SparkSession:
@@ -91,7 +95,11 @@ class SparkEngine:
         return self._session
 
     def prepare(self, keys: int, plan: Plan, job: Job) -> None:
-        """Start a session, and have its workers load what they need, while the driver reads and checks."""
+        """Start a session, and have its workers load what they need, while the driver reads and checks.
+
+        `keys`: how many have to be computed, as far as one knows; where these are few, so is the work of stages whose
+        other keys are looked up."""
+        self._moved = keys
         stages = [stage for stage in plan.stages if isinstance(stage, KeyedStage)]
         away = [stage for stage in stages if keys > stage.in_process_limit(self.in_process_keys)]
         if self._starter is not None or not away:
@@ -107,6 +115,7 @@ class SparkEngine:
         self._starter.submit(self._warm_up, work)
 
     def settle(self) -> None:
+        self._moved = None
         if self._starter is not None:
             self._starter.shutdown()
             self._starter = None
@@ -148,7 +157,11 @@ class SparkEngine:
     def _run_part(
         self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job, *, here: bool
     ) -> None:
-        if here or len(keys) <= stage.in_process_limit(self.in_process_keys):
+        if (
+            here
+            or len(keys) <= stage.in_process_limit(self.in_process_keys)
+            or self._is_little(stage, keys, evaluator, job)
+        ):
             self._local.run_stage(stage, keys, evaluator, job)
             return
         session = self.session
@@ -173,6 +186,20 @@ class SparkEngine:
         for failure in answers["failure"].drop_null().to_pylist():
             raise raised(failure)
         job.progress(stage.label, len(keys), len(keys))
+
+    def _is_little(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> bool:
+        """Whether few of many keys are to be computed: few have moved, and no group that all of them read has."""
+        if self._moved is None or self._moved > self.in_process_keys:
+            return False
+        if len(keys) > stage.in_process_limit(self.in_process_keys) * _LOOKUP_FACTOR:
+            return False
+        return not any(
+            _is_shared(dep.builder, job)
+            and dep.builder is not builder.follows
+            and _is_new(dep.builder, evaluator)
+            for builder in stage.builders
+            for dep in job.bindings[builder].deps
+        )
 
     def _answers(self, cells: Sequence[tuple[bytes | None, str | None]], task: ChunkTask) -> pa.Table:
         """What a task makes of chunks, as rows of CHUNK_ANSWER."""
@@ -277,6 +304,11 @@ def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached:
 
 def _is_shared(builder: type[FeatureBuilder[Any]], job: Job) -> bool:
     return set(builder.key) <= job.bindings.group_fields
+
+
+def _is_new(builder: type[FeatureBuilder[Any]], evaluator: Evaluator) -> bool:
+    results = evaluator.results.get(builder.name, {})
+    return any(result.origin is not Origin.HIT for result in results.values())
 
 
 def _shared(
