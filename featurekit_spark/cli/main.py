@@ -6,7 +6,6 @@ Owns arguments, exit codes and streams: results on stdout, everything else on st
 
 from __future__ import annotations
 
-import gc
 import logging
 import traceback
 import uuid
@@ -26,6 +25,7 @@ from featurekit_spark.cli.demo import demo_command
 from featurekit_spark.cli.doctor import doctor_command
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 from featurekit_spark.cli.explain_command import explain_command
+from featurekit_spark.cli.memory import settle_in
 from featurekit_spark.cli.order import InOrder
 from featurekit_spark.cli.outputs_commands import outputs_app
 from featurekit_spark.cli.overlay_commands import promote_command
@@ -211,8 +211,7 @@ def _run(request: _Request, report: RunReport) -> None:
     from featurekit_spark.budget import Budget
     from featurekit_spark.pipelines.logic import Gate, run_logic
 
-    # A run makes millions of small objects and no rings of them: looking for rings is a tenth of its time.
-    gc.set_threshold(200_000, 20, 100)
+    settle_in()
     with progress_line() as progress:
         boot = Bootstrap(
             settings,

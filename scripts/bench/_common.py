@@ -27,12 +27,19 @@ BIN = ROOT / ".venv/bin"
 SUBMIT = BIN / "spark-submit"
 KEY_VARIABLE = "FEATUREKIT_BENCH_KEY"
 
-_UNWANTED = {"pythonpath", "spark_home", "spark_conf_dir", "http_proxy", "https_proxy", "all_proxy"}
-# One thread per process for linear algebra: Spark runs as many workers as there are cores.
+_UNWANTED = {
+    "omp_num_threads",
+    "openblas_num_threads",
+    "pythonpath",
+    "spark_home",
+    "spark_conf_dir",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+}
+# Threads of linear algebra are left to each program: Spark itself gives its workers one each.
 ENVIRONMENT = {
     **{name: text for name, text in os.environ.items() if name.lower() not in _UNWANTED},
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
     KEY_VARIABLE: "any",
