@@ -22,7 +22,7 @@ from featurekit_spark.cache.base import TRACE_SCHEMA
 from featurekit_spark.cache.current import listed
 from featurekit_spark.controller import HandController
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.fingerprint import bucket_of, digest, group_hash, inputs_hash, key_json
+from featurekit_spark.fingerprint import bucket_of, digest, group_hash, inputs_hash, key_json, member_texts
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, TargetTrace
@@ -44,13 +44,14 @@ class Proof(NamedTuple):
 
 @dataclass
 class Check:
-    """Traces of one target: what its keys read now, what is stored (TRACE_SCHEMA), and which of them are proven.
+    """Traces of one target: what its keys read now (in member order), what is stored (TRACE_SCHEMA), and which of them
+    are proven.
 
     `moved`: how many keys are not as they were, those of which only the group changed not counted."""
 
     trace: TargetTrace
     plan_hash: str
-    keyed: dict[Key, str] = field(default_factory=dict)
+    keyed: list[str] = field(default_factory=list)
     group: str = ""
     stored: pa.Table = field(default_factory=TRACE_SCHEMA.empty_table)
     stored_group: dict[str, Any] | None = None
@@ -86,7 +87,7 @@ class Proofs:
             hashes = (
                 map(inputs_hash, zip(*columns, strict=True)) if columns else itertools.repeat(inputs_hash(()))
             )
-            check.keyed = dict(zip(members, hashes, strict=False))
+            check.keyed = list(itertools.islice(hashes, len(members)))
             stored = self.job.cache.traces(trace.target.name, self._group_text())
             is_group = pc.equal(stored["kind"], "group")
             check.stored_group = next(iter(stored.filter(is_group).to_pylist()), None)
@@ -133,17 +134,19 @@ class Proofs:
         rows = rows.filter(pc.and_(holds, pc.fill_null(pc.greater(rows["valid_until"], now), True)))
         alive = self.job.cache.ids(check.trace.target.name)
         rows = rows.filter(pc.or_(pc.is_null(rows["entry_id"]), pc.is_in(rows["entry_id"], alive)))
-        place = {key: at for at, key in enumerate(rows["key"].to_pylist())}
-        keyed = rows["keyed_trace"].to_pylist()
-        reads, *proofs = (
-            list(itertools.islice(listed(rows[name]), len(rows))) for name in ("reads", *Proof._fields)
-        )
-        found = {}
-        for key, text in zip(members, self._texts(check.trace.keyset), strict=True):
-            at = place.get(text)
-            if at is not None and keyed[at] == check.keyed[key] and self._reads_hold(reads[at]):
-                found[key] = Proof(*(column[at] for column in proofs))
-        return found
+        rows = rows.select(["key", "keyed_trace", "reads", *Proof._fields])
+        texts = pa.array(self._texts(check.trace.keyset), pa.string())
+        rows = rows.take(
+            pc.index_in(texts, value_set=rows["key"].combine_chunks())
+        )  # a row per member, or nulls
+        same = pc.fill_null(pc.equal(rows["keyed_trace"], pa.array(check.keyed, pa.string())), False)
+        held = same.to_pylist()
+        if rows["reads"].null_count < len(rows):
+            reads = rows["reads"].to_pylist()
+            held = [ok and self._reads_hold(read) for ok, read in zip(held, reads, strict=True)]
+        columns = [itertools.islice(listed(rows[name]), len(rows)) for name in Proof._fields]
+        proofs = map(Proof._make, zip(*columns, strict=True))
+        return {key: proof for key, proof, ok in zip(members, proofs, held, strict=True) if ok}
 
     def _reads_hold(self, reads: str | None) -> bool:
         return reads is None or HandController(self.job.context, self.job.cache, self.evaluator).still_reads(
@@ -160,7 +163,9 @@ class Proofs:
     def _texts(self, keyset: type[KeySet]) -> list[str]:
         """The members' keys as JSON, made once."""
         if keyset.name not in self._key_texts:
-            self._key_texts[keyset.name] = [key_json(key) for key in self.members[keyset.name]]
+            self._key_texts[keyset.name] = member_texts(
+                self.group, [k[-1] for k in self.members[keyset.name]]
+            )
         return self._key_texts[keyset.name]
 
     def _group_source(self, source: Any) -> str:
@@ -192,14 +197,17 @@ class Proofs:
                 "ts": now,
                 "run_id": run_id,
             }
-            walked = [key for key in self.members[check.trace.keyset.name] if key not in check.proven]
+            members = self.members[check.trace.keyset.name]
+            walked = [
+                (key, read) for key, read in zip(members, check.keyed, strict=True) if key not in check.proven
+            ]
             stored = {row["key"]: row for row in check.stored.to_pylist()} if walked else {}
-            for key in walked:
+            for key, read in walked:
                 result, text = known[key], key_json(key)
                 row = {
                     "kind": "target",
                     "key": text,
-                    "keyed_trace": check.keyed[key],
+                    "keyed_trace": read,
                     "reads": _reads_json(result),
                     "valid_until": result.until,
                     "status": "error" if result.failed else "ok",

@@ -146,14 +146,13 @@ class Execution(Proofs):
         for name in targets:
             check, kept = self.checks[name], self._kept(name)
             known = self.evaluator.results.get(name, {})
-            pairs = []
+            hashes = []
             for key in self.members[check.trace.keyset.name]:
-                if key in check.proven:
-                    found = check.proven[key].value_hash
-                else:
-                    found = kept.get(key, known[key]).value_hash
-                pairs.append((key_json(key), found or ""))
-            parts += [name, group_hash(pairs)]
+                answer = check.proven.get(key) or kept.get(key) or known[key]
+                hashes.append(answer.value_hash or "")
+            texts = self._texts(check.trace.keyset)
+            pairs = zip(texts, hashes, strict=True)
+            parts += [name, group_hash(pairs, self._buckets.get(check.trace.keyset.name))]
         found = self._fingerprints[tuple(targets)] = digest("published", *parts)
         return found
 

@@ -97,6 +97,20 @@ def key_json(key: Sequence[Any]) -> str:
         return _mixed_key_json(key)
 
 
+def member_texts(group: Sequence[Any], members: Sequence[Any]) -> list[str]:
+    """`key_json` of every member's key: the group's fields, then the member. Plain text takes one pass for all."""
+    if members and all(type(member) is str for member in members):
+        from pyarrow import array, compute
+
+        plain = array(members)
+        if not compute.any(compute.match_substring_regex(plain, r'["\\\x00-\x1f]')).as_py():
+            tail = '"]'
+            head = key_json((*group, "")).removesuffix(tail)
+            texts: list[str] = compute.binary_join_element_wise(head, plain, tail, "").to_pylist()
+            return texts
+    return [key_json((*group, member)) for member in members]
+
+
 def _mixed_key_json(key: Sequence[Any]) -> str:
     parts = []
     for field in key:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.memory import MemoryCache
-from featurekit_spark.fingerprint import digest, entry_id, group_hash, key_json
+from featurekit_spark.fingerprint import digest, entry_id, group_hash, key_json, member_texts
 from featurekit_spark.graph import Graph
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.testing.fakes import MovingClock
@@ -225,3 +225,8 @@ def test_dates_before_the_epoch() -> None:
     assert kind.decode(b"-1") == early
     assert value_type(pa.date32()).decode(b"1969-12-31") == date(1969, 12, 31)
     assert math.isclose(value_type(pa.float64()).decode(b"1e-300"), 1e-300)
+
+
+@given(group=st.tuples(st.text(), st.text()), members=st.lists(st.text() | st.integers()))
+def test_texts_of_members_are_those_of_their_keys(group: tuple[str, str], members: list[Any]) -> None:
+    assert member_texts(group, members) == [key_json((*group, member)) for member in members]
