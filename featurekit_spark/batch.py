@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
+import pyarrow as pa
+
 from featurekit_spark.build import Built, finish
 from featurekit_spark.builder import Bound
 from featurekit_spark.cache.base import Entry
 from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
-from featurekit_spark.results import Origin, Read, Result, from_entry
+from featurekit_spark.results import Origin, Read, Result, from_entry, new_entries, to_rows
 from featurekit_spark.values import NULL_HASH
 
 __all__ = ["NO_LINEAGE", "NULL", "Batch", "Lineage", "decided", "earliest", "fold", "lineage"]
@@ -87,7 +89,26 @@ class Batch:
         self, rows: list[int], built: list[Built], now: datetime, *, origin: Origin = Origin.COMPUTED
     ) -> None:
         """Values of some rows become their results."""
-        made = finish(
+        for row, result in zip(rows, self._finished(rows, built, now, origin), strict=True):
+            self.results[row] = result
+
+    def entries(self, rows: list[int], built: list[Built], now: datetime, run_id: str) -> pa.Table:
+        """Values of some rows as the entries that they will be; what failed is left out."""
+        made = zip(rows, self._finished(rows, built, now, Origin.COMPUTED), strict=True)
+        good = [(self.identities[row][0], result) for row, result in made if not result.failed]
+        return new_entries(to_rows(self.bound.name, self.bound.config_hash, good), run_id)
+
+    def recall(self, row: int, entry: Entry) -> None:
+        """What an earlier attempt paid for becomes the row's result, as if it had just been made."""
+        found = from_entry(entry, self.bound.type, until=self.bound.builder.freshness.expiry(entry.ts))
+        found.origin = Origin.COMPUTED
+        found.seconds, found.tokens, found.usd = entry.seconds, entry.tokens, entry.usd
+        until, found.reads = self.lineage(row)
+        found.until = earliest(found.until, until)
+        self.results[row] = found
+
+    def _finished(self, rows: list[int], built: list[Built], now: datetime, origin: Origin) -> list[Result]:
+        return finish(
             self.bound,
             [self.keys[row] for row in rows],
             built,
@@ -96,8 +117,6 @@ class Batch:
             [self.lineage(row) for row in rows],
             origin=origin,
         )
-        for row, result in zip(rows, made, strict=True):
-            self.results[row] = result
 
     def keep(self, row: int, entry: Entry, now: datetime, seconds: float) -> None:
         """An earlier value becomes the row's result."""

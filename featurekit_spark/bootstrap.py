@@ -163,6 +163,7 @@ class Bootstrap:
             batch_rows=engine.batch_rows,
             partitions=engine.partitions,
             collect_mb=engine.collect_mb,
+            micro_batch=self.settings.llm.concurrency,
         )
         return Session(
             self.context,

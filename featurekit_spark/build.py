@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import time
 import traceback
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,12 +20,13 @@ from featurekit_spark.errors import BudgetError, BuildError, ContextError, Value
 from featurekit_spark.fingerprint import digest, entry_id, key_json
 from featurekit_spark.results import Origin, Read, Result
 
-__all__ = ["Built", "build_values", "finish", "update_values"]
+__all__ = ["Built", "Keep", "build_values", "finish", "update_values"]
 
 # A batch that fails is halved to find the keys at fault; after this many failures in a row with no success between,
 # the fault is the builder's and not a key's, and the rest fails with it.
 _SYSTEMIC = 16
 _ERROR_TEXT = 500
+_LINGER = 0.2  # seconds after which answers are written, however few
 
 
 @dataclass(slots=True)
@@ -158,7 +159,18 @@ def _told(error: Exception) -> str:
     return message if len(message) <= _ERROR_TEXT else f"{message[: _ERROR_TEXT - 3]}..."
 
 
-def build_values(bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any) -> list[Built]:
+@dataclass(frozen=True)
+class Keep:
+    """Makes answers durable while a batch is still being built. `write` gets up to `size` rows and what was built for
+    them, in any thread; an answer counts as lost until it returns."""
+
+    size: int
+    write: Callable[[list[int], list[Built]], None]
+
+
+def build_values(
+    bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any, keep: Keep | None = None
+) -> list[Built]:
     """Values of one batch, one per row of `inputs` (columns by name, all of one length).
 
     An error of one key never costs the others theirs, and never repeats a paid call. A missing context attribute is
@@ -168,7 +180,7 @@ def build_values(bound: Bound, inputs: Mapping[str, Sequence[Any]], context: Any
     view = bound.view(context)
     start = time.perf_counter()
     if type(bound.builder).build_one is not FeatureBuilder.build_one:
-        built = _one_by_one(bound, inputs, view, rows)
+        built = _one_by_one(bound, inputs, view, rows, keep)
     else:
         built = _whole_batch(bound, inputs, view, rows)
     return _timed(built, start)
@@ -190,36 +202,113 @@ def _timed(built: list[Built], start: float) -> list[Built]:
     return built
 
 
-def _one_by_one(bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, rows: int) -> list[Built]:
+def _one_by_one(
+    bound: Bound, inputs: Mapping[str, Sequence[Any]], view: Any, rows: int, keep: Keep | None
+) -> list[Built]:
     names = list(inputs)
     one = bound.builder.build_one
     keys = [dict(zip(names, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
     if inspect.iscoroutinefunction(one):
-        return aio.run(_all(one, keys, bound, view))
-    built = []
+        return aio.run(_all(one, keys, bound, view, keep))
+    built: list[Built] = []
+    kept = 0
     for number, key in enumerate(keys):
         try:
             built.append(_built(one(key, bound.config, view)))
         except ContextError:
             raise
         except BudgetError as error:  # nobody is asked any more
-            return built + [Built(error=error) for _ in keys[number:]]
+            built += [Built(error=error) for _ in keys[number:]]
+            break
         except Exception as error:
             built.append(Built(error=error))
+        if keep is not None and len(built) - kept >= keep.size:
+            keep.write(list(range(kept, len(built))), built[kept:])
+            kept = len(built)
+    if keep is not None and kept < len(built):
+        keep.write(list(range(kept, len(built))), built[kept:])
     return built
 
 
-async def _all(one: Any, keys: list[dict[str, Any]], bound: Bound, view: Any) -> list[Built]:
+async def _all(
+    one: Any, keys: list[dict[str, Any]], bound: Bound, view: Any, keep: Keep | None
+) -> list[Built]:
     """All keys of a batch at once; how many calls are really in flight is the client's affair."""
-    answers = await asyncio.gather(*(one(key, bound.config, view) for key in keys), return_exceptions=True)
+    calls = [one(key, bound.config, view) for key in keys]
+    if keep is not None:
+        batches = _MicroBatches(keep)
+        calls = [batches.kept(row, call) for row, call in enumerate(calls)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
     built = []
     for answer in answers:
-        if isinstance(answer, ContextError) or (
-            isinstance(answer, BaseException) and not isinstance(answer, Exception)
-        ):
-            raise answer
-        built.append(Built(error=answer) if isinstance(answer, Exception) else _built(answer))
+        match answer:
+            case _NotKeptError():
+                raise answer.cause
+            case ContextError():
+                raise answer
+            case Exception():
+                built.append(Built(error=answer))
+            case BaseException():
+                raise answer
+            case Built():
+                built.append(answer)
+            case _:
+                built.append(_built(answer))
     return built
+
+
+class _NotKeptError(Exception):
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _MicroBatches:
+    """Answers on their way into durable files of `keep.size`. A call holds its place until its answer is in one, so that
+    no more than twice that many are ever in flight or unwritten."""
+
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
+        self._places = asyncio.Semaphore(2 * keep.size)
+        self._waiting: list[tuple[int, Built, asyncio.Future[None]]] = []
+        self._writes: set[asyncio.Task[None]] = set()
+        self._failed: Exception | None = None
+
+    async def kept(self, row: int, call: Coroutine[Any, Any, Any]) -> Built:
+        async with self._places:
+            if self._failed is not None:
+                call.close()
+                raise _NotKeptError(self._failed)
+            built = _built(await call)
+            if built.error is None:
+                done = asyncio.get_running_loop().create_future()
+                self._waiting.append((row, built, done))
+                if len(self._waiting) >= self._keep.size:
+                    self._write()
+                elif len(self._waiting) == 1:
+                    asyncio.get_running_loop().call_later(_LINGER, self._write)
+                await done
+            return built
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            task = asyncio.get_running_loop().create_task(self._written(waiting))
+            self._writes.add(task)
+            task.add_done_callback(self._writes.discard)
+
+    async def _written(self, waiting: list[tuple[int, Built, asyncio.Future[None]]]) -> None:
+        try:
+            await asyncio.to_thread(
+                self._keep.write, [row for row, _, _ in waiting], [built for _, built, _ in waiting]
+            )
+        except Exception as error:
+            self._failed = error
+            for _, _, done in waiting:
+                done.set_exception(_NotKeptError(error))
+        else:
+            for _, _, done in waiting:
+                done.set_result(None)
 
 
 def _whole_batch(

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from featurekit_spark.batch import NO_LINEAGE, NULL, Batch, Lineage, decided, earliest, fold, lineage
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
-from featurekit_spark.build import Built, build_values, finish, update_values
+from featurekit_spark.build import Built, Keep, build_values, finish, update_values
 from featurekit_spark.builder import (
     Bound,
     Dep,
@@ -29,6 +29,7 @@ from featurekit_spark.builder import (
     keys_of,
 )
 from featurekit_spark.cache.base import Found
+from featurekit_spark.cache.journal import Journal
 from featurekit_spark.errors import BudgetError, FeaturekitError, NotBuiltError, UsageError
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
 from featurekit_spark.results import Counts, Origin, Result, count, from_entry
@@ -55,7 +56,8 @@ class Evaluator:
     `gather`: what to do where a group-level feature's inputs are a whole group: build it (runs), take the group's
     current entry (workers and single requests), in both cases `NotBuiltError` where there is nothing to take.
     `results[builder name][key]` holds all results, given ones included; `done` counts those that were taken;
-    `incomplete` names the builders whose gather lost members that failed. `purse`: what paid builders may still pay.
+    `incomplete` names the builders whose gather lost members that failed. `purse`: what paid builders may still pay;
+    `journal`: keeps their answers from the moment they come.
     """
 
     def __init__(
@@ -69,13 +71,14 @@ class Evaluator:
         batch_rows: int = 2048,
         controller: Callable[[Evaluator], Any] | None = None,
         purse: Purse | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.bindings, self.context, self.now = bindings, context, now
         self.store: Lookup = store
         self.gather, self.batch_rows = gather, batch_rows
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}
-        self.purse = purse
+        self.purse, self.journal = purse, journal
         self._spent: FeaturekitError | None = None
         self.done: dict[str, Counts] = {}
         self.incomplete: set[str] = set()
@@ -214,8 +217,27 @@ class Evaluator:
         self._build_anew(batch, self._update(batch, misses))
 
     def _build_anew(self, batch: Batch, misses: list[int]) -> None:
+        journal = self.journal if batch.bound.builder.paid else None
+        if journal is not None:
+            identities = {batch.identities[row][0]: batch.identities[row][2] for row in misses}
+            found = journal.find(batch.bound.name, identities)
+            for row in misses:
+                if (entry := found.get(batch.identities[row][0])) is not None:
+                    batch.recall(row, entry)
+            misses = [row for row in misses if batch.results[row] is None]
         for rows in self._affordable(batch.bound, misses):
-            batch.take(rows, self._values(batch.bound, batch.inputs(rows)), self.now)
+            keep = None if journal is None else self._keep(journal, batch, rows)
+            batch.take(rows, self._values(batch.bound, batch.inputs(rows), keep), self.now)
+
+    def _keep(self, journal: Journal, batch: Batch, rows: list[int]) -> Keep:
+        """Has answers for some of these rows written down as they come."""
+
+        def write(places: list[int], built: list[Built]) -> None:
+            entries = batch.entries([rows[place] for place in places], built, self.now, journal.run_id)
+            if len(entries):
+                journal.add(entries)
+
+        return Keep(journal.size, write)
 
     def _update(self, batch: Batch, misses: list[int]) -> list[int]:
         """Take in values that follow from those before the group changed; the rows that have to be built."""
@@ -276,8 +298,8 @@ class Evaluator:
                 yield rows[:size]
             rows = rows[size:]
 
-    def _values(self, bound: Bound, inputs: Mapping[str, list[Any]]) -> list[Built]:
-        built = build_values(bound, inputs, self.context)
+    def _values(self, bound: Bound, inputs: Mapping[str, list[Any]], keep: Keep | None = None) -> list[Built]:
+        built = build_values(bound, inputs, self.context, keep)
         if self.purse is not None and bound.builder.paid:
             answers = [item.usd for item in built if item.error is None]
             self.purse.charge(bound.name, answers, len(built) - len(answers))

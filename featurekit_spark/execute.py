@@ -76,6 +76,7 @@ class Execution(Proofs):
             batch_rows=job.batch_rows,
             controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
             purse=job.purse,
+            journal=job.journal,
         )
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine
@@ -220,6 +221,8 @@ class Execution(Proofs):
         """Nothing is kept outside this process."""
 
     def _run(self, stage: Any) -> None:
+        if isinstance(stage, KeyedStage) and stage.paid and self.job.journal is not None:
+            self.job.journal.begin()
         match stage:
             case ReadKeys(keyset):
                 self._read_keys(keyset)

@@ -10,6 +10,7 @@ from typing import Any
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.cache.base import FeatureCache
+from featurekit_spark.cache.journal import Journal
 
 __all__ = ["Job", "Progress"]
 
@@ -29,3 +30,4 @@ class Job:
     batch_rows: int
     progress: Progress = field(default=lambda what, done, total: None)
     purse: Purse | None = None
+    journal: Journal | None = None

@@ -6,9 +6,10 @@ The whole path is `run`: graph, bindings, plan, engine, record.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
+from featurekit_spark.cache.journal import JournalingCache, take_in
 from featurekit_spark.controller import Controller, Feature, run_clock
 from featurekit_spark.costs import known_prices
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
@@ -46,12 +48,14 @@ Target: TypeAlias = "type[FeatureBuilder[Any]] | Dep"
 class Limits:
     """What is small. `in_process_keys`: a stage of at most so many keys runs in the driver's process; `batch_rows`:
     keys per call of `build`; `partitions`: of a Spark stage (None: the session's default parallelism);
-    `collect_mb`: a catalog or a stage's results of more stay in Spark and Delta and do not pass through the driver."""
+    `collect_mb`: a catalog or a stage's results of more stay in Spark and Delta and do not pass through the driver;
+    `micro_batch`: so many paid answers are made durable at once, as many as calls are in flight."""
 
     in_process_keys: int = 2_000
     batch_rows: int = 2_048
     partitions: int | None = None
     collect_mb: int = 256
+    micro_batch: int = 8
 
 
 @dataclass(frozen=True)
@@ -256,9 +260,21 @@ class Session:
 
     def _executed(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> Execution:
         self.engine.check(plan, job)
-        execution = self.execution = execution_for(plan, graph, job, self.engine, group=key)
-        execution.run()
+        with self._journaled(graph, job) as job:
+            execution = self.execution = execution_for(plan, graph, job, self.engine, group=key)
+            execution.run()
         return execution
+
+    @contextmanager
+    def _journaled(self, graph: Graph, job: Job) -> Iterator[Job]:
+        """The job with a journal, if it may pay for something. Answers that other runs left are taken in first."""
+        if not isinstance(self.cache, JournalingCache) or not any(builder.paid for builder in graph):
+            yield job
+            return
+        take_in(self.cache, now=datetime.now(UTC))
+        journal = self.cache.journal(job.run_id, size=self.limits.micro_batch)
+        with nullcontext() if journal is None else journal.opened():
+            yield replace(job, journal=journal)
 
     def _record_stop(self, job: Job, graph: Graph, key: tuple[Any, ...]) -> None:
         """What was paid for is kept under this run's name, and a record says what it is and what it cost."""

@@ -38,6 +38,7 @@ from featurekit_spark.cache.current import (
     superseded,
     to_entries,
 )
+from featurekit_spark.cache.journal import Journal
 from featurekit_spark.cache.marks import Marks
 from featurekit_spark.cache.staged import StagedFile, Staging
 from featurekit_spark.cache.storage import storage_of
@@ -123,6 +124,13 @@ class DeltaCache:
                 table = self._open("entries")
                 assert table is not None
             return Staging(table.table_uri, run_id, self._stamp()).open()
+
+    @property
+    def journals(self) -> str | None:
+        return None if self.storage_options else f"{self.path}/journal"
+
+    def journal(self, run_id: str, *, size: int) -> Journal | None:
+        return None if self.journals is None else Journal(self.journals, run_id, size)
 
     def append_staged(self, files: Sequence[StagedFile]) -> None:
         from deltalake.exceptions import DeltaError

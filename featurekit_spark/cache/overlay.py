@@ -22,6 +22,7 @@ from featurekit_spark.cache.current import (
     newest_rows,
     superseded,
 )
+from featurekit_spark.cache.journal import Journal, JournalingCache
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
@@ -97,6 +98,13 @@ class OverlayCache:
 
     def append(self, entries: pa.Table | None = None, traces: Sequence[TraceRow] | pa.Table = ()) -> None:
         self.own.append(entries, traces)
+
+    @property
+    def journals(self) -> str | None:
+        return self.own.journals if isinstance(self.own, JournalingCache) else None
+
+    def journal(self, run_id: str, *, size: int) -> Journal | None:
+        return self.own.journal(run_id, size=size) if isinstance(self.own, JournalingCache) else None
 
     def staging(self, run_id: str) -> Staging | None:
         """Where workers may write files of `own`, if they can."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from featurekit_spark.engines.tasks import (
     opened,
     raised,
 )
-from featurekit_spark.errors import ContextError
+from featurekit_spark.errors import ContextError, UsageError
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.job import Job
@@ -171,6 +172,13 @@ class SparkEngine:
         cached = as_table(stage_candidates(stage, keys, job))
         packed = (_pack(stage, chunk, evaluator, cached, job) for chunk in chunks)
         work = stage_work(stage, evaluator, job)
+        if work.journal is not None:  # its share of what may be unwritten
+            work = replace(work, journal=replace(work.journal, size=math.ceil(work.journal.size / slots)))
+        if stage.paid and session.conf.get("spark.speculation", "false") == "true":
+            raise UsageError(
+                f"{stage.label} is paid for, and with spark.speculation=true its calls would be made twice. Start the "
+                "session without speculation, or run with engine='local'."
+            )
         with _staging(work, job) as staging:
             cells = [(data, None) if staging is None else (None, staging.hand_over(data)) for data in packed]
             answers = self._answers(cells, ChunkTask(work, staging))
@@ -274,6 +282,7 @@ def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
         job.batch_rows,
         as_table(former_entries(stage, evaluator, job)),
         job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
+        job.journal if stage.paid else None,
     )
 
 

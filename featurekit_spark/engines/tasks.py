@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from featurekit_spark import errors
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, keys_of
+from featurekit_spark.cache.journal import Journal
 from featurekit_spark.cache.staged import Staging
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
@@ -70,7 +71,7 @@ class StageWork:
 
     `context`: the attributes that its builders declare. `shared`: group-level results, passed once; `former`: entries
     (CACHED_SCHEMA) of what the group's features were before.
-    `cache`: for hand-written gets only, whose reads nobody knows beforehand.
+    `cache`: for hand-written gets only, whose reads nobody knows beforehand. `journal`: of a stage that pays.
     """
 
     fields: tuple[str, ...]
@@ -82,6 +83,7 @@ class StageWork:
     batch_rows: int
     former: pa.Table
     cache: Any = None
+    journal: Journal | None = None
 
     def inline(self) -> list[str]:
         """The builders that no cache keeps."""
@@ -100,6 +102,7 @@ class StageWork:
             now=self.now,
             batch_rows=self.batch_rows,
             controller=lambda e: HandController(context, store, e),
+            journal=self.journal if self.journal is not None and self.journal.seen() else None,
         )
         for builder, table in self.shared:
             evaluator.give(builder, results_by_key(table, self.bindings[builder].type))

@@ -13,6 +13,7 @@ from typing import Any
 from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.cache.care import alone
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.purge import Subject, apply_purge, mentioned, plan_purge
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.search.removal import matrices_with, remove_matrices
@@ -55,6 +56,7 @@ def purge(
     if dry_run:
         return {**_purge(cache, subjects, places, reason, now, texts, dry_run), "dry_run": True}
     with alone(cache, owner="cache purge", warehouse=places.warehouse):
+        take_in(cache, now=now)  # what died before it was an entry is data all the same
         return {**_purge(cache, subjects, places, reason, now, texts, dry_run), "dry_run": False}
 
 

@@ -29,6 +29,8 @@ KEPT_ERRORS: Final = 100
 """How many failed keys a document holds; all of them are in the cache."""
 
 _LIBRARIES = ("pyspark", "delta-spark", "deltalake", "pyarrow", "pandas", "numpy", "redis", "openai")
+# What providers' keys look like, and a bearer token.
+_KEY = re.compile(r"\b(sk-|pk-|dapi|hf_|(?i:bearer)\s+)[A-Za-z0-9._~+/*-]{6,}=*")
 _SECRET_IN_QUERY = re.compile(
     r"([?&][^=&\s]*(?:password|secret|token|sig|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE
 )
@@ -100,8 +102,8 @@ def versions() -> dict[str, str]:
 
 
 def masked(text: str) -> str:
-    """`text` without passwords and tokens of the addresses in it."""
-    return _SECRET_IN_QUERY.sub(r"\1***", mask_password(text))
+    """`text` without passwords and tokens of the addresses in it, and without keys that a provider's error repeats."""
+    return _KEY.sub(r"\1***", _SECRET_IN_QUERY.sub(r"\1***", mask_password(text)))
 
 
 def _masked_deep(value: object) -> object:

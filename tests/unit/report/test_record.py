@@ -19,7 +19,7 @@ from featurekit_spark.context import Context
 from featurekit_spark.errors import DataError, UsageError
 from featurekit_spark.report.lists import list_page
 from featurekit_spark.report.page import run_page
-from featurekit_spark.report.record import KEPT_ERRORS, run_document, versions
+from featurekit_spark.report.record import KEPT_ERRORS, masked, run_document, versions
 from featurekit_spark.report.store import LISTED, RunStore
 from featurekit_spark.session import Session
 from featurekit_spark.settings import Settings
@@ -102,6 +102,19 @@ def test_secrets_stay_out() -> None:
     )
     assert "s3cret" not in json.dumps(found) and "s3cret" not in run_page(found)
     assert "db=1" in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("Incorrect API key provided: sk-proj-Ab12_cd34ef56", "Incorrect API key provided: sk-***"),
+        ("401 for Authorization: Bearer eyJhbGciOi.J9-x_y=", "401 for Authorization: Bearer ***"),
+        ("token dapi0123456789abcdef is expired", "token dapi*** is expired"),
+        ("a task-based disk-cleaner", "a task-based disk-cleaner"),
+    ],
+)
+def test_keys_that_a_provider_repeats_are_masked(said: str, kept: str) -> None:
+    assert masked(said) == kept
 
 
 def test_only_the_first_errors_are_kept() -> None:

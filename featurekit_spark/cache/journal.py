@@ -1,0 +1,200 @@
+"""Paid answers made durable while their stage runs: one immutable file per micro-batch, beside the cache.
+
+A task that is tried again finds them before it asks anybody; the next run takes in what a run left that died. Knows rows
+and files; what an answer is, and how it was got, it does not.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache
+from featurekit_spark.cache.current import newest_rows, to_entries
+from featurekit_spark.cache.staged import filesystem_of
+from featurekit_spark.errors import CacheError, LockedError
+from featurekit_spark.locks import file_lock, local_path
+
+__all__ = ["Journal", "JournalingCache", "take_in"]
+
+_ABANDONED: Final = 24 * 3600.0  # seconds after which a run whose lock cannot be asked for is taken for dead
+_BEGUN: Final = "begun"
+_SCHEMA: Final = pa.schema([field for field in ENTRY_SCHEMA if field.name != "recorded"])
+
+
+@runtime_checkable
+class JournalingCache(Protocol):
+    """A cache that keeps a journal beside it."""
+
+    def journal(self, run_id: str, *, size: int) -> Journal | None:
+        """A run's journal with micro-batches of `size` answers; None where workers could not reach it."""
+
+    @property
+    def journals(self) -> str | None:
+        """The folder of all runs' journals."""
+
+
+@dataclass
+class Journal:
+    """One run's answers so far. Travels to workers, which add to it; each reads it once, when it is first asked.
+
+    `folder`: of all journals; `size`: answers per file, as many as calls may be in flight, so that together at most twice
+    as many are lost with a process.
+    """
+
+    folder: str
+    run_id: str
+    size: int = 8
+    _found: dict[tuple[str, str], Entry] | None = field(default=None, repr=False)
+    _begun: bool = field(default=False, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    @contextmanager
+    def opened(self) -> Iterator[Journal]:
+        """For the length of a run. What an error or a crash leaves stays for the next run; otherwise the files go, as
+        the cache has what is in them."""
+        with _alive(self.folder, self.run_id):
+            yield self
+            self.forget()
+
+    def begin(self) -> None:
+        """Before the first call: a CacheError where the folder cannot be written to."""
+        if not self._begun:
+            self._write(_BEGUN, _SCHEMA.empty_table())
+            self._begun = True
+
+    def seen(self) -> bool:
+        """Whether what the driver began is to be seen from this process."""
+        try:
+            found = filesystem_of(self.folder).get_file_info(f"{self.run_id}/{_BEGUN}.arrow")
+        except (OSError, pa.ArrowException):
+            return False
+        return bool(found.is_file)
+
+    def find(self, builder: str, wanted: Mapping[str, str]) -> dict[str, Entry]:
+        """Answers by key, for key -> entry_id."""
+        with self._lock:
+            if self._found is None:
+                rows = _rows_of(self.folder, self.run_id)
+                self._found = {(entry.builder, entry.entry_id): entry for entry in to_entries(rows)}
+        found = ((key, self._found.get((builder, identity))) for key, identity in wanted.items())
+        return {key: entry for key, entry in found if entry is not None}
+
+    def add(self, entries: pa.Table) -> None:
+        """Make new entries (ENTRY_SCHEMA less `recorded`) durable: they are when this returns."""
+        self._write(uuid.uuid4().hex, entries.select(_SCHEMA.names).cast(_SCHEMA))
+
+    def forget(self) -> None:
+        """Remove the run's files: the cache has what is in them."""
+        with suppress(FileNotFoundError):
+            filesystem_of(self.folder).delete_dir(self.run_id)
+
+    def _write(self, name: str, rows: pa.Table) -> None:
+        path = f"{self.run_id}/{name}.arrow"
+        try:
+            storage = filesystem_of(self.folder)
+            storage.create_dir(self.run_id, recursive=True)
+            part = f"{self.run_id}/.{name}.part"  # a name that no reader takes: a file is whole or not there
+            with storage.open_output_stream(part) as out, pa.ipc.new_file(out, rows.schema) as writer:
+                writer.write_table(rows)
+            storage.move(part, path)
+        except (OSError, pa.ArrowException) as error:
+            raise CacheError(
+                f"{len(rows)} paid answers could not be kept in the journal {self.folder}/{path}: {error}. No further "
+                "calls are made; make room or make the folder writable, and run again."
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "run_id": self.run_id, "size": self.size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def take_in(cache: FeatureCache, *, now: datetime) -> int:
+    """Append what journals have and the cache lacks, and remove those of dead runs; how many rows.
+
+    Answers of a run that goes on elsewhere are taken in as well, and stay where they are.
+    """
+    folder = cache.journals if isinstance(cache, JournalingCache) else None
+    if folder is None:
+        return 0
+    taken = 0
+    for run_id in _runs_in(folder):
+        rows = _rows_of(folder, run_id)
+        for name in rows["builder"].unique().to_pylist():
+            own = rows.filter(pc.equal(rows["builder"], name))
+            new = newest_rows(own.filter(pc.invert(pc.is_in(own["entry_id"], cache.ids(name)))), "entry_id")
+            if len(new):
+                cache.append(new.drop(["recorded"]))
+                taken += len(new)
+        if _is_dead(folder, run_id, now):
+            Journal(folder, run_id).forget()
+    return taken
+
+
+def _runs_in(folder: str) -> list[str]:
+    from pyarrow import fs
+
+    found = filesystem_of(folder).get_file_info(fs.FileSelector("", allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type is fs.FileType.Directory)
+
+
+def _rows_of(folder: str, run_id: str) -> pa.Table:
+    """Everything in a run's journal (ENTRY_SCHEMA); a file that is no journal's is passed over."""
+    from pyarrow import fs
+
+    storage = filesystem_of(folder)
+    tables = [ENTRY_SCHEMA.empty_table()]
+    for info in storage.get_file_info(fs.FileSelector(run_id, allow_not_found=True)):
+        if info.extension == "arrow" and not info.base_name.startswith("."):
+            with suppress(FileNotFoundError), storage.open_input_file(info.path) as file:
+                rows = pa.ipc.open_file(file).read_all()
+                tables.append(rows.append_column("recorded", pa.array([0] * len(rows), pa.int64())))
+    return pa.concat_tables(tables)
+
+
+def _lock_of(folder: str, run_id: str) -> Path | None:
+    path = local_path(folder)
+    return None if path is None else path / f".{run_id}.lock"
+
+
+@contextmanager
+def _alive(folder: str, run_id: str) -> Iterator[None]:
+    """Hold what says that the run goes on, where processes can tell each other so."""
+    path = _lock_of(folder, run_id)
+    if path is None:
+        yield
+        return
+    try:
+        with file_lock(path, timeout_s=0.0, owner=f"run {run_id}"):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_dead(folder: str, run_id: str, now: datetime) -> bool:
+    """Whether nobody writes the run's journal any more: its lock is free, or its newest file is old."""
+    path = _lock_of(folder, run_id)
+    if path is not None:
+        try:
+            with file_lock(path, timeout_s=0.0):
+                pass
+        except LockedError:
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    from pyarrow import fs
+
+    files = filesystem_of(folder).get_file_info(fs.FileSelector(run_id, allow_not_found=True))
+    newest = max((info.mtime for info in files if info.mtime is not None), default=None)
+    return newest is None or (now - newest.astimezone(UTC)).total_seconds() > _ABANDONED

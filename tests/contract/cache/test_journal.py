@@ -1,0 +1,139 @@
+"""The journal of paid answers: durable as they come, found by the next attempt, taken in by the next run."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.journal import Journal, take_in
+from featurekit_spark.errors import CacheError
+from featurekit_spark.testing.behaviour import entry, rows
+from tests.paid_shop import MICRO_BATCH, Counter, Use, run
+
+ROOT = Path(__file__).resolve().parents[3]
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def journal_of(cache: DeltaCache, run_id: str = "run-1") -> Journal:
+    journal = cache.journal(run_id, size=2)
+    assert journal is not None
+    return journal
+
+
+def test_answers_are_found_by_a_later_attempt(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    lamp, sofa = entry("a", "lamp"), entry("b", "sofa")
+    first = journal_of(cache)
+    first.add(rows(lamp))
+    later = journal_of(cache)
+    wanted = {lamp.key: lamp.entry_id, sofa.key: sofa.entry_id}
+    assert {key: found.value for key, found in later.find("Title", wanted).items()} == {lamp.key: b"lamp"}
+    assert later.find("Other", wanted) == {}
+    assert later.find("Title", {lamp.key: sofa.entry_id}) == {}
+    assert journal_of(cache, "run-2").find("Title", wanted) == {}
+
+
+def test_what_a_dead_run_left_is_taken_in_once(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    known = entry("a", "lamp")
+    cache.append(rows(known))
+    dead = journal_of(cache)
+    dead.begin()
+    dead.add(rows(entry("a", "another lamp"), entry("b", "sofa")))
+    assert take_in(cache, now=NOW) == 1  # the cache has an answer to the other one, and keeps it
+    assert cache.current("Title", "c1", [known.key])[known.key].entry.value == b"lamp"
+    assert len(cache.history("Title")) == 2
+    assert take_in(cache, now=NOW) == 0
+    assert not (tmp_path / "cache/journal/run-1").exists()
+
+
+def test_a_run_that_goes_on_keeps_its_journal(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    alive = journal_of(cache)
+    with alive.opened():
+        alive.begin()
+        alive.add(rows(entry("a", "lamp")))
+        assert take_in(cache, now=NOW) == 1  # what one paid for is the others' as well
+        assert (tmp_path / "cache/journal/run-1").exists()
+    assert not list((tmp_path / "cache/journal").iterdir())
+
+
+def test_a_run_that_failed_leaves_it_to_the_next(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    journal = journal_of(cache)
+    with suppress(ZeroDivisionError), journal.opened():
+        journal.add(rows(entry("a", "lamp")))
+        raise ZeroDivisionError
+    assert take_in(cache, now=NOW) == 1
+    assert not list((tmp_path / "cache/journal").iterdir())
+
+
+def test_a_torn_file_is_passed_over(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    journal_of(cache).add(rows(entry("a", "lamp")))
+    folder = tmp_path / "cache/journal/run-1"
+    (whole,) = folder.glob("*.arrow")
+    (folder / ".torn.part").write_bytes(whole.read_bytes()[:99])
+    assert take_in(cache, now=NOW) == 1
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_paid(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/journal").write_text("a file where the folder should be")
+    with pytest.raises(CacheError, match="could not be kept in the journal"):
+        journal_of(cache).begin()
+
+
+# -- in a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kill_at", [1, 37, 150])
+def test_a_killed_run_repeats_no_more_than_twice_the_calls_in_flight(tmp_path: Path, kill_at: int) -> None:
+    cache, log = DeltaCache(str(tmp_path / "cache")), tmp_path / "calls"
+    command = [sys.executable, "-m", "tests.paid_shop", cache.path, str(log), "160", str(kill_at)]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = Counter(log, 160).asked()
+    assert len(before) == kill_at
+    counter = Counter(tmp_path / "calls again", 160)
+    result = run(cache, counter)
+    assert result.status == "ok" and len(result.values(Use)) == 160
+    after = counter.asked()
+    assert set(before) | set(after) == {f"p{i}" for i in range(160)}
+    assert len(set(before) & set(after)) <= 2 * MICRO_BATCH
+    assert len(after) == len(set(after)) == result.builders["Ask"].calls
+    assert not list((tmp_path / "cache/journal").iterdir())
+    assert run(cache, counter).builders["Use"].hit == 160
+    assert counter.asked() == after
+
+
+def test_a_full_disk_ends_the_run_and_the_calls(tmp_path: Path, monkeypatch: Any) -> None:
+    cache, written = DeltaCache(str(tmp_path / "cache")), 0
+    add = Journal.add
+
+    def full(self: Journal, entries: pa.Table) -> None:
+        nonlocal written
+        if written + len(entries) > 20:
+            raise CacheError("no space left on device")
+        written += len(entries)
+        add(self, entries)
+
+    monkeypatch.setattr(Journal, "add", full)
+    first = Counter(tmp_path / "calls", 300)
+    with pytest.raises(CacheError, match="no space"):
+        run(cache, first)
+    assert written <= len(first.asked()) <= written + 2 * MICRO_BATCH
+    monkeypatch.undo()
+    second = Counter(tmp_path / "calls again", 300)
+    assert run(cache, second).status == "ok"
+    assert len(second.asked()) == 300 - written
