@@ -235,15 +235,15 @@ async def _all(
 ) -> list[Built]:
     """All keys of a batch at once; how many calls are really in flight is the client's affair."""
     calls = [one(key, bound.config, view) for key in keys]
-    if keep is not None:
-        batches = _MicroBatches(keep)
+    batches = None if keep is None else _MicroBatches(keep)
+    if batches is not None:
         calls = [batches.kept(row, call) for row, call in enumerate(calls)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
+    if batches is not None and batches.failed is not None:
+        raise batches.failed
     built = []
     for answer in answers:
         match answer:
-            case _NotKeptError():
-                raise answer.cause
             case ContextError():
                 raise answer
             case Exception():
@@ -257,28 +257,23 @@ async def _all(
     return built
 
 
-class _NotKeptError(Exception):
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 class _MicroBatches:
     """Answers on their way into durable files of `keep.size`. A call holds its place until its answer is in one, so that
-    no more than twice that many are ever in flight or unwritten."""
+    no more than twice that many are ever in flight or unwritten. `failed`: why one could not be written; no call is made
+    after it."""
 
     def __init__(self, keep: Keep) -> None:
         self._keep = keep
         self._places = asyncio.Semaphore(2 * keep.size)
         self._waiting: list[tuple[int, Built, asyncio.Future[None]]] = []
         self._writes: set[asyncio.Task[None]] = set()
-        self._failed: Exception | None = None
+        self.failed: Exception | None = None
 
     async def kept(self, row: int, call: Coroutine[Any, Any, Any]) -> Built:
         async with self._places:
-            if self._failed is not None:
+            if self.failed is not None:
                 call.close()
-                raise _NotKeptError(self._failed)
+                raise self.failed
             built = _built(await call)
             if built.error is None:
                 done = asyncio.get_running_loop().create_future()
@@ -303,9 +298,9 @@ class _MicroBatches:
                 self._keep.write, [row for row, _, _ in waiting], [built for _, built, _ in waiting]
             )
         except Exception as error:
-            self._failed = error
+            self.failed = error
             for _, _, done in waiting:
-                done.set_exception(_NotKeptError(error))
+                done.set_exception(error)
         else:
             for _, _, done in waiting:
                 done.set_result(None)
