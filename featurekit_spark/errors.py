@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "BudgetError",
@@ -51,9 +51,18 @@ __all__ = [
 
 
 class FeaturekitError(Exception):
-    """Root of every error this library raises on purpose."""
+    """Root of every error this library raises on purpose. `tokens`, `usd`: what it cost, where anybody knows.
+    `answer`: a model's text that could not be used, kept with the error."""
 
     retryable: ClassVar[bool] = False
+    tokens: int | None = None
+    usd: float | None = None
+    answer: str | None = None
+
+    def with_cost(self, tokens: int | None, usd: float | None) -> Self:
+        """The same error, of a call that was paid for all the same: a refusal is."""
+        self.tokens, self.usd = tokens, usd
+        return self
 
 
 class DefinitionError(FeaturekitError):

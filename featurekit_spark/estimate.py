@@ -18,7 +18,7 @@ from featurekit_spark.builder import Bound, Dep, Each
 from featurekit_spark.cache.base import Found
 from featurekit_spark.changes import Change, changed_builders
 from featurekit_spark.controller import HandController
-from featurekit_spark.costs import cost_of_one, failed_before, newest_ok
+from featurekit_spark.costs import CostOfOne, cost_of_one, failed_before, newest_ok
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import local_builders
 from featurekit_spark.evaluate import Evaluator
@@ -33,6 +33,7 @@ __all__ = ["BuilderEstimate", "PlanEstimate", "estimate_run", "key_jumps"]
 
 Key = tuple[Any, ...]
 _JUMP = 1.5
+_UNKNOWN = CostOfOne(None, None, None)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class BuilderEstimate:
     again, or fails already now. `empty`: null because an input is. `estimated`: some keys are told from history, or
     depend on values that are not there yet and may turn out to be hits.
     `calls`, `tokens`, `usd` and `seconds` (of one core) are for what is built, by this builder's own entries; None
-    where no entry tells.
+    where nothing tells. `expected`: no entry tells, and tokens and usd come from the requests, an assumed length of
+    answers and the model's price.
     """
 
     name: str
@@ -60,6 +62,7 @@ class BuilderEstimate:
     tokens: int | None = 0
     usd: float | None = 0.0
     seconds: float | None = 0.0
+    expected: bool = False
 
     @property
     def to_build(self) -> int:
@@ -202,9 +205,10 @@ class _DryRun(Execution):
         retried = {text for text, _ in made if text in failed} - stale
         unknown = sum(r.unknown for _, r in made) + beyond
         spent = sum(r.seconds or 0.0 for _, r in walked if r.origin in BUILT)
-        each = cost_of_one(self.job.cache, bound) if unknown else {}
+        asked = [key for key in dict.fromkeys(self.dry.walked.get(name, ())) if results[key].unknown]
+        each = cost_of_one(self.job.cache, bound, self.job.context, asked) if unknown else _UNKNOWN
         calls = unknown if paid else 0
-        tokens, seconds = _times(calls, each.get("tokens")), _times(unknown, each.get("seconds"))
+        tokens, seconds = _times(calls, each.tokens), _times(unknown, each.seconds)
         return BuilderEstimate(
             name,
             paid,
@@ -219,8 +223,9 @@ class _DryRun(Execution):
             or any(r.unknown and r.entry_id is None for _, r in made),
             calls=calls,
             tokens=None if tokens is None else round(tokens),
-            usd=_times(calls, each.get("usd")),
+            usd=_times(calls, each.usd),
             seconds=None if seconds is None else seconds + spent,
+            expected=each.expected,
         )
 
 

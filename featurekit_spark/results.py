@@ -242,7 +242,7 @@ def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Res
             Origin(origin),
             value_hash,
             payload=payload,
-            kind=kind,
+            kind=kind if error is None else None,  # what an error keeps is a text that is no value
             ts=ts,
             entry_id=entry,
             inputs_hash=inputs,
@@ -336,7 +336,8 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
 @dataclass
 class Counts:
     """What a run did for one builder. `computed`: built; `updated`: followed from their earlier values; `error`: keys
-    without an answer, their own failures and their inputs'."""
+    without an answer, their own failures and their inputs'. `usd`: None where an answer has no price; of failed calls
+    as far as it is known."""
 
     hit: int = 0
     computed: int = 0
@@ -359,7 +360,7 @@ class Counts:
 
 
 def count(results: Sequence[Result], *, paid: bool) -> Counts:
-    """Counts over results of one builder; `calls` are the paid builds among them, usd None once a price is missing."""
+    """Counts over results of one builder; `calls` are the paid builds among them, usd None once an answer has none."""
     counts = Counts()
     for result in results:
         match result.origin:
@@ -378,7 +379,8 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
             counts.tokens += result.tokens or 0
             if paid:
                 counts.calls += 1
-                counts.usd = None if counts.usd is None or result.usd is None else counts.usd + result.usd
+                usd = 0.0 if result.failed and result.usd is None else result.usd
+                counts.usd = None if counts.usd is None or usd is None else counts.usd + usd
     return counts
 
 
@@ -389,7 +391,9 @@ def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
     calls = len(built) if paid else 0
     usd: float | None = 0.0
     if calls:
-        usd = None if built["usd"].null_count else pc.sum(built["usd"]).as_py()
+        failed = pc.equal(built["origin"], Origin.ERROR.value)
+        unpriced = pc.any(pc.and_(pc.is_null(built["usd"]), pc.invert(failed))).as_py()
+        usd = None if unpriced else pc.sum(built["usd"]).as_py() or 0.0
     return Counts(
         hit=tallies.get("hit", 0),
         computed=tallies.get("computed", 0),

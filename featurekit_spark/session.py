@@ -20,7 +20,7 @@ from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.cache.journal import JournalingCache, take_in
 from featurekit_spark.controller import Controller, Feature, run_clock
-from featurekit_spark.costs import known_prices
+from featurekit_spark.costs import known_prices, unpriced
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
@@ -232,7 +232,10 @@ class Session:
             execution.unchanged,
             errors,
             execution,
-            tuple(key_jumps(plan, {name: c.keys for name, c in counts.items()}, self._last_counts(key))),
+            (
+                *key_jumps(plan, {name: c.keys for name, c in counts.items()}, self._last_counts(key)),
+                *unpriced(counts),
+            ),
         )
         self.cache.record_run(
             RunRecord(
@@ -251,7 +254,7 @@ class Session:
     def _purse(self, budget: Budget | None, graph: Graph, bindings: Bindings) -> Purse | None:
         if budget is None or not budget.limited:
             return None
-        known = {} if budget.max_usd is None else known_prices(self.cache, graph, bindings)
+        known = {} if budget.max_usd is None else known_prices(self.cache, graph, bindings, self.context)
         return Purse(budget, dearest=known)
 
     def _last_counts(self, key: tuple[Any, ...]) -> Mapping[str, Mapping[str, Any]]:
@@ -338,6 +341,7 @@ def _told(
             "version": bound.version,
             "config_hash": bound.config_hash,
             "config": repr(bound.config),
+            "paid": builder.paid,
             **asdict(counts[builder.name]),
         }
     return {"keys": keys, "unchanged": unchanged, "builders": builders}

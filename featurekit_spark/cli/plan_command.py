@@ -130,6 +130,8 @@ def _text(estimate: PlanEstimate) -> Iterator[str]:
         yield f"  {counted(proven, 'hit is', 'hits are')} proven unchanged: what is below is not looked up for them"
     if estimate.estimated:
         yield "  ~: about, because it depends on values that the run has yet to compute"
+    if any(builder.expected for builder in estimate.builders):
+        yield "  *: expected, by the prompts' tokens, the length of answers and the model's price; no entry tells"
     if any(part is None for b in estimate.builders for part in (b.usd, b.tokens, b.seconds)):
         yield "  ?: not known, because no entry tells"
     if estimate.changes:
@@ -141,7 +143,8 @@ def _calls(estimate: PlanEstimate) -> str:
     if not estimate.calls:
         return "no paid calls"
     about = "about " if any(builder.estimated for builder in estimate.builders if builder.paid) else ""
-    tokens = f"{_told(estimate.tokens)} token{'' if estimate.tokens == 1 else 's'}"
+    expected = "about " if any(builder.expected for builder in estimate.builders) else ""
+    tokens = f"{expected}{_told(estimate.tokens)} token{'' if estimate.tokens == 1 else 's'}"
     return f"{about}{counted(estimate.calls, 'paid call')} ({tokens}, {shown_usd(estimate.usd)} usd)"
 
 
@@ -174,10 +177,14 @@ def _cells(builder: BuilderEstimate) -> Iterator[str]:
         f"{about}{builder.miss}" if builder.miss else "0",
         str(builder.error),
         f"{about}{builder.calls}" if builder.calls else "0",
-        _told(builder.tokens),
-        shown_usd(builder.usd),
+        _expected(builder, _told(builder.tokens)),
+        _expected(builder, shown_usd(builder.usd)),
         "?" if builder.seconds is None else f"{builder.seconds:.2f}",
     )
+
+
+def _expected(builder: BuilderEstimate, told: str) -> str:
+    return f"*{told}" if builder.expected and told != "?" else told
 
 
 def _told(count: int | None) -> str:

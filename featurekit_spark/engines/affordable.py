@@ -48,7 +48,9 @@ def affordable_parts(
         calls = now.calls - made.calls - (purse.calls - before)  # less what this process has counted itself
         if calls > 0:
             usd = None if now.usd is None or made.usd is None else now.usd - made.usd
-            purse.charge_sum(name, calls, usd)
+            failed = min(now.error - made.error, calls)
+            purse.charge_sum(name, calls - failed, usd)
+            purse.charge(name, [], failed)
         keys, needs = keys[size:], needs[size:]
 
 

@@ -188,6 +188,7 @@ def _counted(row: Any, paid: bool) -> Counts:
     origin, number = row["origin"], row["number"]
     built = origin in BUILT
     calls = number if built and paid else 0
+    priced = origin == "error" or row["priced"] == number  # of failed calls what is known
     return Counts(
         hit=number if origin == "hit" else 0,
         computed=number if origin == "computed" else 0,
@@ -196,7 +197,7 @@ def _counted(row: Any, paid: bool) -> Counts:
         error=number if origin in ("error", "upstream") else 0,
         calls=calls,
         tokens=int(row["tokens"] or 0) if built else 0,
-        usd=0.0 if not calls else float(row["usd"] or 0.0) if row["priced"] == number else None,
+        usd=0.0 if not calls else float(row["usd"] or 0.0) if priced else None,
         seconds=float(row["seconds"] or 0.0) if built else 0.0,
     )
 
