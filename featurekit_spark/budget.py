@@ -20,17 +20,25 @@ _MANY = 2**31
 
 @dataclass(frozen=True)
 class Budget:
-    """At most so many paid calls, and so much for them, in one run. None is no limit."""
+    """At most so many paid calls, and so much for them, in one run. None is no limit.
+
+    `no_new_calls`: what was paid for is answered, and where anything is missing the run says what, and does not begin.
+    """
 
     max_calls: int | None = None
     max_usd: float | None = None
+    no_new_calls: bool = False
 
     @property
     def limited(self) -> bool:
-        return self.max_calls is not None or self.max_usd is not None
+        return self.no_new_calls or self.max_calls is not None or self.max_usd is not None
 
     def __str__(self) -> str:
-        parts = {"max_calls": self.max_calls, "max_usd": self.max_usd}
+        parts = {
+            "max_calls": self.max_calls,
+            "max_usd": self.max_usd,
+            "no_new_calls": self.no_new_calls or None,
+        }
         return ", ".join(f"{name}={limit}" for name, limit in parts.items() if limit is not None)
 
 
@@ -49,7 +57,7 @@ class Purse:
 
     def grant(self, builder: str, wanted: int) -> int:
         """How many of the `wanted` calls of a paid builder may be made now; 0 is the end of the run, see `ended`."""
-        granted = wanted
+        granted = 0 if self.budget.no_new_calls else wanted
         if self.budget.max_calls is not None:
             granted = min(granted, self.budget.max_calls - self.calls)
         if self.budget.max_usd is not None:

@@ -15,6 +15,7 @@
   + CacheError                 the cache's tables cannot be read or written as they are
   + BudgetError                a budget or quota stopped the run
     - BudgetReachedError (retryable) the run's own limit was reached; running it again goes on
+    - NewCallsError            something would have to be paid for, and the run may not
   + ServiceError   (retryable) an outside service failed or did not answer
   + LockedError    (retryable) somebody else holds the lock
 
@@ -40,6 +41,7 @@ __all__ = [
     "DefinitionError",
     "FeaturekitError",
     "LockedError",
+    "NewCallsError",
     "NotBuiltError",
     "PublishGateError",
     "ServiceError",
@@ -121,6 +123,10 @@ class BudgetReachedError(BudgetError):
     """The run's own limit on calls or money was reached; everything paid for is kept, and the next run goes on."""
 
     retryable: ClassVar[bool] = True
+
+
+class NewCallsError(BudgetError):
+    """Calls would have to be paid for, and the run may make none: it names them, and did not begin."""
 
 
 class ServiceError(FeaturekitError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -76,7 +76,8 @@ class BuilderEstimate:
 @dataclass(frozen=True)
 class PlanEstimate:
     """What a run would do. `keys`: of the first target; `unchanged`: every key of every target is proven; `changes`:
-    builders whose code, config or type is another than in the group's last run."""
+    builders whose code, config or type is another than in the group's last run; `to_pay`: by paid builder the keys (as
+    JSON) that no entry answers, as far as they are known."""
 
     group: Mapping[str, Any]
     ts: datetime
@@ -85,6 +86,7 @@ class PlanEstimate:
     builders: tuple[BuilderEstimate, ...]
     warnings: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
+    to_pay: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> BuilderEstimate:
         return next(builder for builder in self.builders if builder.name == name)
@@ -124,7 +126,7 @@ def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mappi
     warnings = tuple(key_jumps(plan, {b.name: b.keys for b in builders}, before))
     adopted = adopted_hashes(job.cache, dict(zip(plan.group_fields, group, strict=True)))
     changes = tuple(changed_builders(graph, job.bindings, last, adopted=adopted))
-    return PlanEstimate(named, job.now, walk.keys, walk.unchanged, builders, warnings, changes)
+    return PlanEstimate(named, job.now, walk.keys, walk.unchanged, builders, warnings, changes, walk.to_pay())
 
 
 def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -161,6 +163,17 @@ class _DryRun(Execution):
             check, walked = self.checks.get(builder.name), self.dry.results.get(builder.name, {})
             proven = 0 if check is None else len(check.proven.keys() - walked.keys())
             yield self._estimate(self.job.bindings[builder], proven)
+
+    def to_pay(self) -> dict[str, tuple[str, ...]]:
+        """The keys of paid builders that nothing answers."""
+        found = {}
+        for builder in self.graph:
+            if builder.paid:
+                results = self.dry.results.get(builder.name, {})
+                keys = tuple(key_json(key) for key, result in results.items() if result.unknown)
+                if keys:
+                    found[builder.name] = keys
+        return found
 
     def _write_traces(self) -> None:
         """Nothing was made that a trace could speak of."""

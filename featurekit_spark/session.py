@@ -24,7 +24,7 @@ from featurekit_spark.costs import known_prices, unpriced
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
-from featurekit_spark.errors import BudgetReachedError, UsageError
+from featurekit_spark.errors import BudgetReachedError, NewCallsError, UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.fingerprint import key_json
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "RunResult", "Session"]
 
+_NAMED = 20  # of the calls that are not allowed
 Target: TypeAlias = "type[FeatureBuilder[Any]] | Dep"
 
 
@@ -212,6 +213,8 @@ class Session:
         marks, own = dict(self.cache.mark(key_json(key)) or {}), key_json(names)
         if stands is not None and stands.same_as(marks.get(own), job.now):
             return self._unchanged(plan, graph, job, key, group, marks[own])
+        if budget is not None and budget.no_new_calls:
+            self._refuse_new_calls(plan, graph, job, key)
         if marks:  # before anything changes: a run that breaks off leaves none
             self.cache.put_mark(key_json(key), None)
         try:
@@ -250,6 +253,28 @@ class Session:
         marks = {**(marks if execution.unchanged else {}), own: mark_of(stands, execution, names)}
         self.cache.put_mark(key_json(key), {name: mark for name, mark in marks.items() if mark} or None)
         return result
+
+    def _refuse_new_calls(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> None:
+        """NewCallsError where something would have to be paid for; it is counted before anything is computed."""
+        if not passes_through_driver(plan, job, self.engine, group=key):
+            raise UsageError(
+                f"no_new_calls needs the keys in this process, and this catalog is larger than engine.collect_mb "
+                f"({self.limits.collect_mb}): raise it, or choose engine 'local'"
+            )
+        found = estimate_run(plan, graph, replace(job, purse=None), group=key, named={})
+        if found.calls:
+            missing = []
+            for builder in found.builders:
+                keys = found.to_pay.get(builder.name, ())
+                named = [*keys[:_NAMED], *(["..."] if len(keys) > _NAMED else [])]
+                if builder.calls:
+                    missing.append(
+                        f"{builder.calls} of {builder.name}" + (f" for {', '.join(named)}" if named else "")
+                    )
+            raise NewCallsError(
+                f"{found.calls} calls would have to be paid for, and no new ones are allowed: {'; '.join(missing)}. "
+                "Nothing was computed."
+            )
 
     def _purse(self, budget: Budget | None, graph: Graph, bindings: Bindings) -> Purse | None:
         if budget is None or not budget.limited:

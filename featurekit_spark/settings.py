@@ -187,6 +187,7 @@ class RunSettings(_Section):
     """What one run may pay; null is no limit."""
 
     max_calls: Limit | None = None
+    no_new_calls: bool = False
     max_usd: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
 
 

@@ -113,11 +113,15 @@ def run_command(
     max_usd: Annotated[
         float | None, typer.Option(min=0, help="At most so much for them; short for --set run.max_usd=...")
     ] = None,
+    no_new_calls: Annotated[
+        bool,
+        typer.Option("--no-new-calls", help="Answer from what was paid for, or say what is missing and end."),
+    ] = False,
 ) -> Answer | None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
 
     Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
-    5 partial, 6 quota spent, 75 stopped by its own budget, or a temporary failure: run again, 130 interrupted.
+    5 partial, 6 quota spent or no new calls allowed, 75 stopped by its own budget, or a temporary failure: run again, 130 interrupted.
 
     Example: featurekit run --merchant demo --market US --conf-file conf/dev.yaml --engine local
     """
@@ -127,6 +131,8 @@ def run_command(
         overrides.append(f"run.max_calls={max_calls}")
     if max_usd is not None:
         overrides.append(f"run.max_usd={max_usd:f}")  # YAML takes 1e-05 for text
+    if no_new_calls:
+        overrides.append("run.no_new_calls=true")
     options = replace(options, overrides=overrides)
     if dry_run:
         return estimated(options, engine, run_date)
@@ -236,7 +242,7 @@ def _run(request: _Request, report: RunReport) -> None:
                     quality=boot.get_quality,
                     on_computed=lambda result: _computed(result, request, report),
                     republish=request.republish,
-                    budget=Budget(settings.run.max_calls, settings.run.max_usd),
+                    budget=Budget(settings.run.max_calls, settings.run.max_usd, settings.run.no_new_calls),
                 )
         finally:
             report.came_to(session.execution if session is not None else None)

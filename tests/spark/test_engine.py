@@ -7,6 +7,7 @@ import re
 import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +20,11 @@ from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.cache.staged import Staging
 from featurekit_spark.engines.spark import SparkEngine
-from featurekit_spark.errors import BudgetError, BudgetReachedError, ContextError
+from featurekit_spark.errors import BudgetError, BudgetReachedError, ContextError, UsageError
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.testing.fakes import CountingLLM, MovingClock
 from featurekit_spark.testing.parity import assert_parity
-from tests import shop
+from tests import paid_shop, shop
 from tests.shop import Product, ProductIds, ShopContext
 
 pytestmark = pytest.mark.spark
@@ -368,3 +369,49 @@ def test_entries_are_files_of_the_workers(spark: Any, tmp_path: Path) -> None:
     assert counts[0] == counts[1]
     assert any(file.parent.name == "builder=Logic" for file in staged_files(tmp_path / "cache"))
     assert not list((tmp_path / "cache/entries/_featurekit").iterdir())
+
+
+def test_a_killed_worker_loses_no_more_than_its_calls_in_flight(spark: Any, tmp_path: Path) -> None:
+    """The run fails with its worker; the next one takes in what was answered, and asks for the rest."""
+    cache = DeltaCache(str(tmp_path / "cache"))
+    limits = Limits(in_process_keys=0, batch_rows=40, partitions=2, micro_batch=paid_shop.MICRO_BATCH)
+
+    def run(counter: paid_shop.Counter) -> Any:
+        world = paid_shop.World(counter)
+        own = Session(world, cache, engine="spark", spark=spark, limits=limits)
+        return own.run(paid_shop.Use.over(paid_shop.Ids), shop="a")
+
+    first = paid_shop.Counter(tmp_path / "calls", 160, kill_at=30)
+    with pytest.raises(Exception, match="crashed|terminated|exited"):
+        run(first)
+    before = first.asked()
+    assert 30 <= len(before) < 160
+    second = paid_shop.Counter(tmp_path / "calls again", 160)
+    result = run(second)
+    assert (result.status, len(result.values(paid_shop.Use))) == ("ok", 160)
+    after = second.asked()
+    assert len(set(before) & set(after)) <= 2 * paid_shop.MICRO_BATCH
+    assert len(after) == len(set(after)) and set(before) | set(after) == {f"p{i}" for i in range(160)}
+    assert not list((tmp_path / "cache/journal").iterdir())
+
+
+def test_speculation_is_refused_where_calls_are_paid_for(spark: Any, tmp_path: Path) -> None:
+    class Speculating:
+        """The session, as one that was started with speculation."""
+
+        conf = SimpleNamespace(
+            get=lambda name, default=None: "true" if name == "spark.speculation" else default
+        )
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(spark, name)
+
+    counter = paid_shop.Counter(tmp_path / "calls", 9)
+    own = Session(
+        paid_shop.World(counter),
+        DeltaCache(str(tmp_path / "cache")),
+        engine=SparkEngine(lambda: Speculating(), in_process_keys=0, partitions=2),  # type: ignore[arg-type,return-value]
+    )
+    with pytest.raises(UsageError, match="spark.speculation"):
+        own.run(paid_shop.Use.over(paid_shop.Ids), shop="a")
+    assert counter.asked() == []

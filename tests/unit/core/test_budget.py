@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import FeatureBuilder, Metered, Source
 from featurekit_spark.cache.memory import MemoryCache
-from featurekit_spark.errors import BudgetReachedError, ConfigError
+from featurekit_spark.errors import BudgetReachedError, ConfigError, NewCallsError
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.testing.fakes import MovingClock
 from tests import shop
@@ -185,3 +185,18 @@ def test_a_purse_is_never_overdrawn_by_more_than_a_dearer_call(
         assert purse.calls == len(prices)
     elif purse.calls != most:  # no affordable call was refused
         assert purse.usd + max(prices[: purse.calls], default=0.0) >= limit - 1e-6
+
+
+def test_no_new_calls(abt: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was paid for is answered; what was not is named, and nothing is computed."""
+    with pytest.raises(NewCallsError, match=r"10 calls .*: 10 of Answer\. Nothing was computed"):
+        abt.run(no_new_calls=True)
+    assert not abt.world.built and abt.cache.runs(GROUP) == []
+    abt.run()
+    assert abt.run(no_new_calls=True).status == "ok"
+    abt.world.products["abt", "US", "p1"].title = "new lamp"
+    monkeypatch.setattr(shop.Prompt, "light", True)
+    with pytest.raises(NewCallsError, match=r'1 of Answer for \["hello: new lamp"\]'):
+        abt.run(no_new_calls=True)
+    abt.world.products["abt", "US", "p1"] = Product("lamp 1", brand="bolt")
+    assert abt.run(no_new_calls=True).builders["Logic"].computed == 1

@@ -1,0 +1,113 @@
+"""`featurekit cost`: what was paid, for which builder, merchant, model and day. What is summed is in `report.cost`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featurekit_spark.cli.cache_place import CacheOptions, Place
+from featurekit_spark.cli.shared import Answer, answering
+from featurekit_spark.cli.wording import counted, shown_seconds, shown_usd, table
+
+if TYPE_CHECKING:
+    from featurekit_spark.report.cost import Spent
+
+__all__ = ["cost_command"]
+
+_UNKNOWN = "unknown"
+
+
+@answering
+def cost_command(
+    options: CacheOptions,
+    by: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Any of builder,merchant,model,day: a line for each combination."),
+    ] = "builder,model",
+    since: Annotated[
+        date | None,
+        typer.Option(metavar="YYYY-MM-DD", parser=date.fromisoformat, help="From this day on (UTC)."),
+    ] = None,
+    until: Annotated[
+        date | None,
+        typer.Option(metavar="YYYY-MM-DD", parser=date.fromisoformat, help="To the end of this day (UTC)."),
+    ] = None,
+) -> Answer:
+    """What was paid for calls of models, failed ones among them.
+
+    Counted from the cache's entries and its records of runs: calls, tokens, usd and seconds. What nobody knows the
+    price of is told as unknown. --merchant and --market choose settings, and with them the cache; all that was paid
+    for it is counted.
+
+    Example: featurekit cost --by merchant,day --since 2026-01-01 --conf-file conf/dev.yaml
+    """
+    from featurekit_spark.report.cost import checked_dimensions, paid_lots, summed
+
+    names = checked_dimensions([name.strip() for name in by.split(",")])
+    place = options.place()
+    lots = paid_lots(place.cache, since=since, until=until, merchants=_merchants(place))
+    (total,) = summed(lots, ()) or summed([_nothing()], ())
+    rows = summed(lots, names)
+    facts = {
+        "status": "ok",
+        "path": place.cache.path,
+        "by": list(names),
+        "since": since,
+        "until": until,
+        "rows": [row.facts(names) for row in rows],
+        "total": total.facts(()),
+    }
+    return Answer(facts, _text(rows, total, names))
+
+
+def _merchants(place: Place) -> dict[str, str]:
+    """Merchants by run, as the documents of runs tell them: a run that failed has one, and no record in the cache."""
+    if place.warehouse is None:
+        return {}
+    from featurekit_spark.report.store import RunStore
+
+    store = RunStore(place.warehouse)
+    return {
+        run["run_id"]: merchant for merchant, market in store.groups() for run in store.runs(merchant, market)
+    }
+
+
+def _nothing() -> Spent:
+    from featurekit_spark.report.cost import Spent
+
+    return Spent()
+
+
+def _text(rows: Sequence[Spent], total: Spent, by: Sequence[str]) -> Iterator[str]:
+    if not total.calls:
+        yield "nothing was paid for"
+        return
+    head = (*by, "calls", "failed", "tokens", "usd", "seconds")
+    lines = [head, *((*_names(row, by), *_amounts(row)) for row in rows)]
+    if len(rows) > 1:
+        lines.append((*("total" if at == 0 else "" for at, _ in enumerate(by)), *_amounts(total)))
+    yield from table(lines, align="<" * len(by))
+    if 0 < total.unpriced < total.calls:
+        yield (
+            f"+: and what {counted(total.unpriced, 'call')} of {total.calls} cost, whose price nobody knows "
+            f"({total.failed} of all failed)"
+        )
+    elif total.unpriced:
+        yield "no answer carries a price: set llm.price, or llm.prices to a table such as conf/prices.yaml"
+    if total.removed:
+        yield f"{counted(total.removed, 'call')} among them only by records of runs: their entries were taken out"
+
+
+def _names(row: Spent, by: Sequence[str]) -> Iterator[str]:
+    for name in by:
+        value = getattr(row, name)
+        yield _UNKNOWN if value is None else str(value)
+
+
+def _amounts(row: Spent) -> tuple[str, ...]:
+    usd = _UNKNOWN if row.usd is None else shown_usd(float(row.usd)) + ("+" if row.unpriced else "")
+    tokens = _UNKNOWN if row.tokens is None else str(row.tokens)
+    return str(row.calls), str(row.failed), tokens, usd, shown_seconds(row.seconds)
