@@ -100,9 +100,15 @@ class Purse:
                 "was paid for is kept; limit the calls instead (max_calls), or give the client prices."
             )
         return BudgetReachedError(
-            f"the run stopped at its budget, {self.budget}, after {self.calls} calls and {self.usd:.4g} usd, with "
+            f"the run stopped at its budget, {self.budget}, after {self.calls} calls and {self._spent()}, with "
             f"calls of {builder} left to make. What was paid for is kept; run again to go on from there."
         )
+
+    def _spent(self) -> str:
+        known = f"{self.usd:.4g} usd"
+        if all(price is not None for price in self.dearest.values()):
+            return known
+        return f"{known} and calls without a price" if self.usd else "a price that nobody knows"
 
     def _unpriced(self, builder: str) -> bool:
         return self.budget.max_usd is not None and self.dearest.get(builder, 0.0) is None

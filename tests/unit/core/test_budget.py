@@ -187,6 +187,12 @@ def test_a_purse_is_never_overdrawn_by_more_than_a_dearer_call(
         assert purse.usd + max(prices[: purse.calls], default=0.0) >= limit - 1e-6
 
 
+def test_what_nobody_knows_is_not_told_as_nothing() -> None:
+    purse = Purse(Budget(max_calls=2))
+    purse.charge("Answer", [None, None])
+    assert "after 2 calls and a price that nobody knows, with" in str(purse.ended("Answer"))
+
+
 def test_no_new_calls(abt: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was paid for is answered; what was not is named, and nothing is computed."""
     with pytest.raises(NewCallsError, match=r"10 calls .*: 10 of Answer\. Nothing was computed"):
