@@ -1,0 +1,264 @@
+"""Embeddings from any OpenAI-compatible server, through the `openai` package's async client.
+
+Owns how texts become requests and an answer becomes vectors: which texts go together, which of them a server refuses,
+who pays which share. Attempts are the retry layer's affair (the SDK's own is off). The API key is
+read from the environment when a call is made; it is never kept in this object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from featurekit_spark import aio
+from featurekit_spark.costs import Expected
+from featurekit_spark.embed.base import Embedded, Vectors, refuse_blank, unit_rows
+from featurekit_spark.embed.coalesce import Coalescer, shares
+from featurekit_spark.embed.openai_answers import Answer, answer_of, judged
+from featurekit_spark.errors import BuildError, ContextError, UsageError
+from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
+from featurekit_spark.paid.prices import Price
+from featurekit_spark.paid.retry import Breaker, Clock, RetryPolicy, Sign, failure_of, with_retries
+from featurekit_spark.paid.tokens import count_tokens
+
+if TYPE_CHECKING:
+    import openai
+
+__all__ = ["OpenAIEmbedder"]
+
+_WAIT_S = 0.005  # a text waits so long for others to go with it
+_LONGEST = 200_000  # characters in one request: OpenAI refuses more than 300,000 tokens
+# A request that is refused is halved to find the texts at fault; after this many refusals in a row with no answer
+# between, the fault is the request's and not a text's, and the rest fails with it.
+_SYSTEMIC = 16
+
+
+class OpenAIEmbedder:
+    """`model` at `base_url` (vLLM, Ollama, text-embeddings-inference, Azure, Databricks serving speak the protocol).
+
+    Single texts are collected for a few milliseconds and asked for in requests of up to `batch_size`, at most
+    `concurrency` of them in flight per process. `prefix` goes before every text (`"query: "` for E5 models). `dim` is
+    asked for unless `send_dim` is off, for servers that refuse the parameter; either way vectors have to have it.
+    `price`: of the model; without it vectors carry no usd. Needs the extra `featurekit-spark[llm]`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        dim: int,
+        prefix: str = "",
+        send_dim: bool = True,
+        encoding: Literal["base64", "float"] = "base64",
+        api_key_env: str = "OPENAI_API_KEY",
+        batch_size: int = 128,
+        concurrency: int = 4,
+        policy: RetryPolicy | None = None,
+        limiter: RateLimiter | None = None,
+        price: Price | None = None,
+    ) -> None:
+        if min(dim, batch_size, concurrency) < 1:
+            raise UsageError(
+                f"dim, batch_size and concurrency must be positive, found {dim!r}, {batch_size!r}, {concurrency!r}"
+            )
+        self.base_url = base_url.rstrip("/")
+        self.model, self.dim, self.prefix = model, dim, prefix
+        self.send_dim, self.encoding = send_dim, encoding
+        self.api_key_env, self.price = api_key_env, price
+        self.batch_size, self.concurrency = batch_size, concurrency
+        self.policy, self.limiter = policy or RetryPolicy(), limiter or LocalLimiter()
+        self.identity = f"openai:{model}@{self.base_url}:prefix={prefix!r}:dim={dim}"
+        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"OpenAIEmbedder({self.base_url!r}, {self.model!r}, dim={self.dim}, prefix={self.prefix!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (type(self), self._state())
+
+    def divided(self, n: int, *, one_host: bool = False) -> OpenAIEmbedder:
+        """The embedder as each of `n` tasks that run at once is given it: with its share of concurrency (at least one
+        request) and of the rate limit. `one_host`: all tasks run on this machine."""
+        share = _made(type(self), self._state())
+        share.concurrency = max(1, self.concurrency // n)
+        share.limiter = self.limiter.divided(n, one_host=one_host)
+        return share
+
+    def warm_up(self) -> None:
+        """Load the client library."""
+        with suppress(ImportError):
+            import openai  # noqa: F401
+
+    async def embed_one(self, text: str) -> Embedded:
+        """One text's vector, with its share of the request that it went with. ServiceError after the last attempt,
+        BuildError where no attempt can help, BudgetError where the account has no quota left, ContextError without an
+        API key or where the server's vectors have another dimension."""
+        refuse_blank([text])
+        return await self._line().texts.ask(self.prefix + text)
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), dim], rows of unit length. Asks the server by hand: no entry, no budget."""
+        refuse_blank(texts)
+        if not len(texts):
+            return np.empty((0, self.dim), dtype=np.float32)
+        made = aio.run(self._embed_all(texts))
+        return np.stack([one.vector for one in made])
+
+    async def aclose(self) -> None:
+        """Close the running loop's connections; another call opens new ones."""
+        line = self._lines.pop(asyncio.get_running_loop(), None)
+        if line is not None:
+            await line.client.close()
+        await self.limiter.aclose()
+
+    async def _embed_all(self, texts: Sequence[str]) -> list[Embedded]:
+        answers = await asyncio.gather(*map(self.embed_one, texts), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return answers  # type: ignore[return-value]
+
+    def expected_cost(self, text: str) -> Expected:
+        """What asking for a text will take, told without asking."""
+        tokens = count_tokens(self.prefix + text, self.model).count
+        return Expected(tokens, self._usd(tokens), priced=self.price is not None)
+
+    async def _vectors(self, texts: list[str]) -> list[Embedded | Exception]:
+        """Answers to the texts of one request; a refused one is asked again in halves, so that a text that the server
+        cannot take costs no other its vector."""
+        in_a_row = 0
+
+        async def attempt(some: list[str]) -> list[Embedded | Exception]:
+            nonlocal in_a_row
+            try:
+                made = await self._asked(some)
+            except BuildError as error:
+                failure = failure_of(error)
+                refused = failure is not None and failure.sign is Sign.WORKS
+                in_a_row += refused and len(some) == 1
+                if len(some) == 1 or not refused or in_a_row >= _SYSTEMIC:
+                    return [error] * len(some)
+                middle = len(some) // 2
+                return await attempt(some[:middle]) + await attempt(some[middle:])
+            in_a_row = 0
+            return made
+
+        return await attempt(texts)
+
+    async def _asked(self, texts: list[str]) -> list[Embedded | Exception]:
+        request: dict[str, Any] = {"model": self.model, "input": texts, "encoding_format": self.encoding}
+        if self.send_dim:
+            request["dimensions"] = self.dim
+        line = self._line()
+
+        async def once() -> Answer:
+            return answer_of(await line.ask(request), len(texts))
+
+        async with line.free:
+            called = await with_retries(
+                once,
+                lambda error: judged(error, line.clock),
+                what=f"{self.model} at {self.base_url}",
+                limiter=self.limiter,
+                breaker=line.breaker,
+                policy=self.policy,
+                clock=line.clock,
+                tokens=sum(map(len, texts)) // 4,
+                used=lambda answer: answer.tokens or 0,
+            )
+        return self._embedded(called.value, texts)
+
+    def _embedded(self, answer: Answer, texts: list[str]) -> list[Embedded | Exception]:
+        for vector in answer.vectors:
+            if len(vector) != self.dim:
+                raise ContextError(
+                    f"{self.model} at {self.base_url} gives vectors of {len(vector)} dimensions, embedder.dim "
+                    f"is {self.dim}: set it to {len(vector)}, or choose a model that can be asked for {self.dim}."
+                )
+        # Each text's share of what the provider counted; counted here where it says nothing.
+        if answer.tokens:
+            counts = shares(answer.tokens, [len(text) for text in texts])
+        else:
+            counts = [count_tokens(text, self.model).count for text in texts]
+        made: list[Embedded | Exception] = []
+        for vector, tokens in zip(answer.vectors, counts, strict=True):
+            try:
+                made.append(Embedded(unit_rows([vector])[0], tokens, self._usd(tokens)))
+            except BuildError as error:
+                made.append(error.with_cost(tokens, self._usd(tokens)))
+        return made
+
+    def _usd(self, tokens: int) -> float | None:
+        return None if self.price is None else float(self.price.usd(tokens, 0))
+
+    def _line(self) -> _Line:
+        """What belongs to the running loop: client and semaphore are bound to the loop that first uses them."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._lines:
+            key = os.environ.get(self.api_key_env)
+            if not key:
+                raise ContextError(
+                    f"the environment variable {self.api_key_env} is not set, but {self.model} at "
+                    f"{self.base_url} takes its API key from it. Set it (to any text if none is needed)."
+                )
+            try:
+                import httpx2
+                from openai import AsyncOpenAI
+            except ImportError as error:
+                raise ContextError(
+                    "OpenAIEmbedder needs the openai package: pip install 'featurekit-spark[llm]'"
+                ) from error
+            # An attempt's time is measured as a whole, not per read.
+            client = AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=None, max_retries=0)
+
+            async def ask(request: dict[str, Any]) -> bytes:
+                # The bare response: the SDK's models of vectors take longer than all the rest.
+                answer = await client.post("/embeddings", body=request, cast_to=httpx2.Response)
+                return answer.content
+
+            texts: Coalescer[Embedded] = Coalescer(
+                self._vectors, most=self.batch_size, longest=_LONGEST, wait_s=_WAIT_S
+            )
+            self._lines[loop] = _Line(client, asyncio.Semaphore(self.concurrency), ask, texts)
+        return self._lines[loop]
+
+    def _state(self) -> tuple[tuple[str, Any], ...]:
+        return tuple((name, value) for name, value in self.__dict__.items() if name != "_lines")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What texts of one event loop share."""
+
+    client: openai.AsyncOpenAI
+    free: asyncio.Semaphore
+    ask: Callable[[dict[str, Any]], Awaitable[bytes]]
+    texts: Coalescer[Embedded]
+    clock: Clock = field(default_factory=Clock)
+    breaker: Breaker = field(default_factory=Breaker)
+
+
+def _received(kind: Any, state: tuple[tuple[str, Any], ...]) -> OpenAIEmbedder:
+    """An embedder that travelled: one for each configuration and process, so that its tasks keep its connections."""
+    try:
+        return _shared(kind, state)
+    except TypeError:  # an attribute of a subclass that cannot be hashed
+        return _made(kind, state)
+
+
+def _made(kind: type[OpenAIEmbedder], state: tuple[tuple[str, Any], ...]) -> OpenAIEmbedder:
+    made = kind.__new__(kind)
+    made.__dict__.update(state, _lines=weakref.WeakKeyDictionary())
+    return made
+
+
+_shared = lru_cache(maxsize=16)(_made)
