@@ -16,7 +16,13 @@ from typing import Any
 
 from featurekit_spark import aio
 from featurekit_spark.builder import Bound, FeatureBuilder, Metered
-from featurekit_spark.errors import BudgetError, BuildError, ContextError, ValueMismatchError
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    ContextError,
+    FeaturekitError,
+    ValueMismatchError,
+)
 from featurekit_spark.fingerprint import digest, entry_id, key_json
 from featurekit_spark.results import Origin, Read, Result
 
@@ -134,9 +140,11 @@ def _failure(
 ) -> Result:
     text = key_json(key)
     inputs = inputs or digest("unread")
+    answer = getattr(error, "answer", None)
     failed = Result(
         Origin.ERROR,
         None,
+        payload=None if answer is None else answer.encode("utf-8", "replace"),
         error=f"{bound.name}{text}: {_told(error)}",
         ts=now,
         inputs_hash=inputs,
@@ -221,7 +229,7 @@ def _one_by_one(
             built += [Built(error=error) for _ in keys[number:]]
             break
         except Exception as error:
-            built.append(Built(error=error))
+            built.append(_built(error))
         if keep is not None and len(built) - kept >= keep.size:
             keep.write(list(range(kept, len(built))), built[kept:])
             kept = len(built)
@@ -247,7 +255,7 @@ async def _all(
             case ContextError():
                 raise answer
             case Exception():
-                built.append(Built(error=answer))
+                built.append(_built(answer))
             case BaseException():
                 raise answer
             case Built():
@@ -352,6 +360,8 @@ def _called(bound: Bound, frames: list[Any], view: Any) -> list[Any]:
 
 
 def _built(value: Any) -> Built:
+    if isinstance(value, FeaturekitError):
+        return Built(error=value, tokens=value.tokens, usd=value.usd)
     if isinstance(value, Exception):
         return Built(error=value)
     if isinstance(value, Metered):

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -29,7 +29,15 @@ from featurekit_spark.settings import (
     origin_of,
 )
 
-__all__ = ["DeltaSinkSettings", "Leaf", "RedisSinkSettings", "Settings", "check_name", "load_settings"]
+__all__ = [
+    "DeltaSinkSettings",
+    "Leaf",
+    "RedisSinkSettings",
+    "Settings",
+    "check_name",
+    "load_settings",
+    "read_file",
+]
 
 ENV_PREFIX = "FEATUREKIT__"
 
@@ -96,14 +104,14 @@ def _sources(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(origin, nested values) of every source, weakest first."""
     if conf_file is not None:
-        yield str(conf_file), _read_file(conf_file)
+        yield str(conf_file), read_file(conf_file)
     folder = conf_dir or (conf_file.parent if conf_file is not None else None)
     if folder is not None:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: this folder of configuration files does not exist.")
         path = folder / "merchants" / f"{merchant}.yaml"
         if path.exists():
-            yield str(path), _read_file(path)
+            yield str(path), read_file(path)
         elif path.with_name(f"{merchant}.yml").exists():
             raise ConfigError(
                 f"{path.with_name(f'{merchant}.yml')}: is not read; rename it to {path.name!r}."
@@ -133,7 +141,8 @@ def _nested(keys: list[str], value: object, origin: str) -> dict[str, Any]:
     return value
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -191,6 +200,9 @@ def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str]) -> str
         model = RedisSinkSettings if loc.pop(2) == "redis" else DeltaSinkSettings
     elif len(loc) > 1 or error["type"] == "model_type":
         model = Settings.model_fields[str(loc[0])].annotation
+    for part in loc[1:] if error["type"] == "model_type" else loc[1:-1]:  # a section within a section
+        below = getattr(model, "model_fields", {}).get(str(part))
+        model = _section(below.annotation) or model if below is not None else model
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
     origin = origin_of(origins, tuple(str(part) for part in loc))
     where = f"{origin}: " if origin == f"--set {key}" else f"{origin}: {key}: "
@@ -211,6 +223,12 @@ def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str]) -> str
         return f"{where}should be the name of an environment variable that holds the API key, not the key."
     hint = " Put quotes around it." if error["type"] == "string_type" and error["input"] is not None else ""
     return f"{where}{error['msg']}; found {_found(error['input'])}.{hint}"
+
+
+def _section(annotation: Any) -> Any:
+    """The section that a field holds, or may hold; None for plain values."""
+    kinds = [annotation, *get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _found(value: object) -> str:

@@ -11,6 +11,7 @@ import typer
 from featurekit_spark.cli.cache_place import CacheOptions, Place
 from featurekit_spark.cli.shared import Answer, answering
 from featurekit_spark.cli.wording import counted, shown_seconds, shown_usd, table
+from featurekit_spark.errors import UsageError
 
 if TYPE_CHECKING:
     from featurekit_spark.report.cost import Spent
@@ -47,6 +48,8 @@ def cost_command(
     from featurekit_spark.report.cost import checked_dimensions, paid_lots, summed
 
     names = checked_dimensions([name.strip() for name in by.split(",")])
+    if since is not None and until is not None and since > until:
+        raise UsageError(f"--since {since} is after --until {until}: no day is between them.")
     place = options.place()
     lots = paid_lots(place.cache, since=since, until=until, merchants=_merchants(place))
     (total,) = summed(lots, ()) or summed([_nothing()], ())

@@ -21,6 +21,7 @@ from featurekit_spark.cli.adopt_command import adopt_command
 from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
 from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.config_commands import config_app
+from featurekit_spark.cli.cost_command import cost_command
 from featurekit_spark.cli.demo import demo_command
 from featurekit_spark.cli.doctor import doctor_command
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
@@ -69,6 +70,7 @@ app.add_typer(runs_app)
 app.command("plan")(plan_command)
 app.command("adopt")(adopt_command)
 app.command("explain")(explain_command)
+app.command("cost")(cost_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
 cache_app.command("purge")(purge_command)

@@ -10,7 +10,7 @@ __all__ = ["InOrder"]
 
 _ORDER = (
     *("demo", "doctor", "config"),  # to begin with
-    *("plan", "run", "explain", "runs", "outputs"),  # daily
+    *("plan", "run", "explain", "runs", "cost", "outputs"),  # daily
     *("adopt", "invalidate", "cache"),  # care
 )
 

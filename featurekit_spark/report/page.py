@@ -37,6 +37,7 @@ from featurekit_spark.report.elements import (
     text,
     usd,
 )
+from featurekit_spark.report.spending import spending
 
 __all__ = ["run_page"]
 
@@ -91,6 +92,7 @@ def run_page(document: Document, *, before: str | None = None, after: str | None
         _facts(document),
         section("Failed keys", _errors(document.get("errors") or {})),
         section("Builders", _builders(document)),
+        section("Cost", spending(document.get("builders") or {}, document.get("spending") or [])),
         section("Since the run before", _since(document.get("since") or {}, document)),
         section("Published", _sinks(document.get("sinks") or {}, document)),
         section("Data", _counted(document.get("quality") or {})),

@@ -20,6 +20,7 @@ from featurekit_spark.locks import file_lock, local_path
 from featurekit_spark.report.lists import groups_page, list_page, neighbours
 from featurekit_spark.report.page import run_page
 from featurekit_spark.report.since import since
+from featurekit_spark.report.spending import by_day
 
 __all__ = ["LISTED", "RunStore", "check_run_id"]
 
@@ -63,6 +64,8 @@ class RunStore:
             document = {**document, "earlier": [*before.get("earlier", []), told]}
         known = self._others(folder, run_id)
         document = {**document, **self._since(folder, document, known)}
+        days = by_day([_summary(document), *known])
+        document |= {"spending": days} if days else {}
         around = neighbours(_newest_first([_summary(document), *known]))[run_id]
         self._files.write(f"{folder}/{run_id}.json", _json(document))
         self._write_page(folder, document, around)
@@ -235,7 +238,7 @@ def _summary(document: Mapping[str, Any]) -> dict[str, Any]:
     summary = {name: document.get(name) for name in _SUMMARY}
     builders = document.get("builders") or {}
     summary["failed_keys"] = (document.get("errors") or {}).get("total")
-    for name in ("hit", "updated", "computed", "empty", "error", "calls"):
+    for name in ("hit", "updated", "computed", "empty", "error", "calls", "tokens"):
         summary[f"{name}_total"] = sum(counts.get(name) or 0 for counts in builders.values())
     amounts = [counts.get("usd", 0) for counts in builders.values()]
     summary["usd_total"] = None if None in amounts else round(sum(amounts), 6)

@@ -53,7 +53,7 @@ def test_days_are_summed_over_the_last_runs(tmp_path: Path) -> None:
     store = RunStore(str(tmp_path))
     for day, usd in enumerate((0.5, 0.25, None)):
         store.write(paid(day, usd))
-    store.write(paid(1, 0.75, run_id=None) | {"run_id": "again"})
+    store.write(paid(1, 0.75) | {"run_id": "again"})
     store.write(document(run_id="idle", at=9 * 24 * 60))
     latest = store.read("abt", "US", "again")
     days = [
