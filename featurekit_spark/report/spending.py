@@ -44,7 +44,7 @@ def spending(builders: Mapping[str, Mapping[str, Any]], days: Sequence[Mapping[s
 
 
 def _chart(label: str, title: str, rows: Sequence[Mapping[str, Any]], *, runs: bool = False) -> str:
-    """A table whose last column is a bar against the greatest row: of usd where all rows have some, else of tokens,
+    """A table whose second column is a bar against the greatest row: of usd where all rows have some, else of tokens,
     else of calls."""
     measure = next(
         (which for which in ("usd", "tokens") if all(row.get(which) for row in rows)),
@@ -52,19 +52,19 @@ def _chart(label: str, title: str, rows: Sequence[Mapping[str, Any]], *, runs: b
     )
     most = max((row[measure] for row in rows), default=0) or 1
     shown = {"usd": "USD", "tokens": "Tokens", "calls": "Calls"}[measure]
-    titles = [title, *(["Runs"] if runs else []), "Calls", "Tokens", "USD", f"{shown}, as bars"]
+    titles = [title, f"{shown}, as bars", *(["Runs"] if runs else []), "Calls", "Tokens", "USD"]
     cells = [
         [
             row["what"],
+            bar(row[measure] / most),
             *([number(row["runs"])] if runs else []),
             number(row["calls"]),
             "unknown" if row.get("tokens") is None else number(row["tokens"]),
             usd(row.get("usd")),
-            bar(row[measure] / most),
         ]
         for row in rows
     ]
-    return table(label, titles, cells, numbers=range(1, len(titles) - 1))
+    return table(label, titles, cells, numbers=range(2, len(titles)))
 
 
 def _sum(runs: Sequence[Mapping[str, Any]], which: str) -> Any:
