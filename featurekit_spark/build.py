@@ -266,9 +266,9 @@ async def _all(
 
 
 class _MicroBatches:
-    """Answers on their way into durable files of `keep.size`. A call holds its place until its answer is in one, so that
-    no more than twice that many are ever in flight or unwritten. `failed`: why one could not be written; no call is made
-    after it."""
+    """Answers on their way into durable files of `keep.size`. A call holds its place until its answer is in one, so
+    that no more than twice that many are ever in flight or unwritten. `failed`: why one could not be written; after it
+    no call is made."""
 
     def __init__(self, keep: Keep) -> None:
         self._keep = keep
@@ -282,7 +282,9 @@ class _MicroBatches:
             if self.failed is not None:
                 call.close()
                 raise self.failed
+            start = time.perf_counter()
             built = _built(await call)
+            built.seconds = (time.perf_counter() - start) / self._keep.size  # as many wait at the same time
             if built.error is None:
                 done = asyncio.get_running_loop().create_future()
                 self._waiting.append((row, built, done))

@@ -7,6 +7,7 @@ stages are given instead of recursed into. Knows a place to look entries up, not
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -39,6 +40,7 @@ __all__ = ["Evaluator", "Lookup"]
 
 Builder = type[FeatureBuilder[Any]]
 Key = tuple[Any, ...]
+_log = logging.getLogger(__name__)
 _FORMER = 3  # of a group's earlier values those that are looked at
 
 
@@ -277,8 +279,13 @@ class Evaluator:
         }
         followed = list(entries)
         built = update_values(bound, batch.inputs(followed), before, self.context)
+        broken = next((item.error for item in built if item.error is not None), None)
+        if broken is not None:  # what update cannot do, build may
+            _log.warning("%s.update failed, its keys are built: %r", bound.name, broken)
         made = {
-            row: item for row, item in zip(followed, built, strict=True) if item.value is not Update.REBUILD
+            row: item
+            for row, item in zip(followed, built, strict=True)
+            if item.value is not Update.REBUILD and item.error is None
         }
         for row, item in list(made.items()):
             if item.value is Update.KEEP:

@@ -18,6 +18,7 @@ from featurekit_spark.cache.base import RunRecord, TraceRow
 from featurekit_spark.cache.care import alone, record_care
 from featurekit_spark.cache.current import newest_rows
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.rows import (
     ENTRY_COLUMNS,
     PLACE,
@@ -60,6 +61,7 @@ def invalidate(
     if dry_run:
         return {**_chosen(cache, builder, keys)[2].report, "dry_run": True, "reason": reason}
     with alone(cache, owner="invalidate", warehouse=warehouse):
+        take_in(cache, now=now, nobody_runs=True)  # else the next run would bring them back
         entries, traces, doomed = _chosen(cache, builder, keys)
         report = {**doomed.report, "dry_run": False, "reason": reason}
         if doomed.entries.any():

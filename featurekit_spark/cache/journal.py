@@ -1,11 +1,14 @@
 """Paid answers made durable while their stage runs: one immutable file per micro-batch, beside the cache.
 
-A task that is tried again finds them before it asks anybody; the next run takes in what a run left that died. Knows rows
-and files; what an answer is, and how it was got, it does not.
+A task that is tried again finds them before it asks anybody; the next run takes in what a run left that died. Knows
+rows and files; what an answer is, and how it was got, it does not.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -26,6 +29,7 @@ from featurekit_spark.locks import file_lock, local_path
 
 __all__ = ["Journal", "JournalingCache", "take_in"]
 
+_log = logging.getLogger(__name__)
 _ABANDONED: Final = 24 * 3600.0  # seconds after which a run whose lock cannot be asked for is taken for dead
 _BEGUN: Final = "begun"
 _SCHEMA: Final = pa.schema([field for field in ENTRY_SCHEMA if field.name != "recorded"])
@@ -47,8 +51,8 @@ class JournalingCache(Protocol):
 class Journal:
     """One run's answers so far. Travels to workers, which add to it; each reads it once, when it is first asked.
 
-    `folder`: of all journals; `size`: answers per file, as many as calls may be in flight, so that together at most twice
-    as many are lost with a process.
+    `folder`: of all journals; `size`: answers per file, as many as calls may be in flight, so that together at most
+    twice as many are lost with a process.
     """
 
     folder: str
@@ -67,7 +71,8 @@ class Journal:
             self.forget()
 
     def begin(self) -> None:
-        """Before the first call: a CacheError where the folder cannot be written to."""
+        """Before the first call: a CacheError where the folder cannot be written to. Its file tells workers that they
+        see the driver's storage; one that does not keeps no journal."""
         if not self._begun:
             self._write(_BEGUN, _SCHEMA.empty_table())
             self._begun = True
@@ -101,12 +106,7 @@ class Journal:
     def _write(self, name: str, rows: pa.Table) -> None:
         path = f"{self.run_id}/{name}.arrow"
         try:
-            storage = filesystem_of(self.folder)
-            storage.create_dir(self.run_id, recursive=True)
-            part = f"{self.run_id}/.{name}.part"  # a name that no reader takes: a file is whole or not there
-            with storage.open_output_stream(part) as out, pa.ipc.new_file(out, rows.schema) as writer:
-                writer.write_table(rows)
-            storage.move(part, path)
+            _write_whole(self.folder, path, rows)
         except (OSError, pa.ArrowException) as error:
             raise CacheError(
                 f"{len(rows)} paid answers could not be kept in the journal {self.folder}/{path}: {error}. No further "
@@ -120,46 +120,93 @@ class Journal:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def take_in(cache: FeatureCache, *, now: datetime) -> int:
+def take_in(cache: FeatureCache, *, now: datetime, nobody_runs: bool = False) -> int:
     """Append what journals have and the cache lacks, and remove those of dead runs; how many rows.
 
-    Answers of a run that goes on elsewhere are taken in as well, and stay where they are.
+    Answers of a run that goes on elsewhere are taken in as well, and stay where they are. `nobody_runs`: the caller
+    keeps all runs away, so that every journal is a dead run's.
     """
     folder = cache.journals if isinstance(cache, JournalingCache) else None
     if folder is None:
         return 0
     taken = 0
     for run_id in _runs_in(folder):
-        rows = _rows_of(folder, run_id)
-        for name in rows["builder"].unique().to_pylist():
-            own = rows.filter(pc.equal(rows["builder"], name))
-            new = newest_rows(own.filter(pc.invert(pc.is_in(own["entry_id"], cache.ids(name)))), "entry_id")
-            if len(new):
-                cache.append(new.drop(["recorded"]))
-                taken += len(new)
-        if _is_dead(folder, run_id, now):
-            Journal(folder, run_id).forget()
+        with _claimed(folder, run_id, now) as is_dead:
+            rows = _rows_of(folder, run_id)
+            for name in rows["builder"].unique().to_pylist():
+                own = newest_rows(rows.filter(pc.equal(rows["builder"], name)), "entry_id")
+                known = cache.by_id(name, own["entry_id"].to_pylist())
+                # The same request asked again after its ttl is a newer answer under the same id.
+                new = [
+                    entry_id not in known or known[entry_id].ts < ts.replace(tzinfo=UTC)
+                    for entry_id, ts in zip(own["entry_id"].to_pylist(), own["ts"].to_pylist(), strict=True)
+                ]
+                if any(new):
+                    cache.append(own.filter(pa.array(new)).drop(["recorded"]))
+                    taken += sum(new)
+            if is_dead or nobody_runs:
+                Journal(folder, run_id).forget()
     return taken
 
 
 def _runs_in(folder: str) -> list[str]:
+    """Runs that left a journal, or a lock and no journal."""
     from pyarrow import fs
 
     found = filesystem_of(folder).get_file_info(fs.FileSelector("", allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type is fs.FileType.Directory)
+    runs = {info.base_name for info in found if info.type is fs.FileType.Directory}
+    runs |= {info.base_name[1:-5] for info in found if re.fullmatch(r"\..+\.lock", info.base_name)}
+    return sorted(runs)
+
+
+def _write_whole(folder: str, name: str, rows: pa.Table) -> None:
+    """A file that is whole or not there, and is there once this returns."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    data = sink.getvalue()
+    local = local_path(folder)
+    if local is None:  # one request, all or nothing
+        with filesystem_of(folder).open_output_stream(name) as out:
+            out.write(data)
+        return
+    path = local / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")  # a name that no reader takes
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _rows_of(folder: str, run_id: str) -> pa.Table:
-    """Everything in a run's journal (ENTRY_SCHEMA); a file that is no journal's is passed over."""
+    """Everything in a run's journal (ENTRY_SCHEMA). A damaged file is passed over and put aside, with a warning."""
     from pyarrow import fs
 
     storage = filesystem_of(folder)
     tables = [ENTRY_SCHEMA.empty_table()]
     for info in storage.get_file_info(fs.FileSelector(run_id, allow_not_found=True)):
         if info.extension == "arrow" and not info.base_name.startswith("."):
-            with suppress(FileNotFoundError), storage.open_input_file(info.path) as file:
-                rows = pa.ipc.open_file(file).read_all()
-                tables.append(rows.append_column("recorded", pa.array([0] * len(rows), pa.int64())))
+            try:
+                with storage.open_input_file(info.path) as file:
+                    rows = pa.ipc.open_file(file).read_all().cast(_SCHEMA)
+            except FileNotFoundError:  # its run has ended meanwhile
+                continue
+            except (OSError, pa.ArrowException) as error:
+                aside = f"damaged.{run_id}.{info.base_name}"
+                _log.warning(
+                    "journal file %s/%s is damaged (%s); put aside as %s", folder, info.path, error, aside
+                )
+                with suppress(OSError):
+                    storage.move(info.path, aside)
+                continue
+            tables.append(rows.append_column("recorded", pa.array([0] * len(rows), pa.int64())))
     return pa.concat_tables(tables)
 
 
@@ -175,24 +222,28 @@ def _alive(folder: str, run_id: str) -> Iterator[None]:
     if path is None:
         yield
         return
-    try:
-        with file_lock(path, timeout_s=0.0, owner=f"run {run_id}"):
-            yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _is_dead(folder: str, run_id: str, now: datetime) -> bool:
-    """Whether nobody writes the run's journal any more: its lock is free, or its newest file is old."""
-    path = _lock_of(folder, run_id)
-    if path is not None:
+    with file_lock(path, timeout_s=0.0, owner=f"run {run_id}"):
         try:
-            with file_lock(path, timeout_s=0.0):
-                pass
-        except LockedError:
-            return False
-        path.unlink(missing_ok=True)
-        return True
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _claimed(folder: str, run_id: str, now: datetime) -> Iterator[bool]:
+    """Whether nobody writes the run's journal any more, and keep it so: its lock is free, or its newest file is old."""
+    path = _lock_of(folder, run_id)
+    if path is None:
+        yield _is_abandoned(folder, run_id, now)
+        return
+    try:
+        with _alive(folder, run_id):
+            yield True
+    except LockedError:
+        yield False
+
+
+def _is_abandoned(folder: str, run_id: str, now: datetime) -> bool:
     from pyarrow import fs
 
     files = filesystem_of(folder).get_file_info(fs.FileSelector(run_id, allow_not_found=True))

@@ -174,7 +174,9 @@ def _told(document: Mapping[str, Any], builders: Mapping[str, Mapping[str, Any]]
     nothing = ", nothing had changed" if document.get("unchanged") else ""
     yield f"run {document['run_id']} of {document['merchant']} {document['market']}: {document['status']}{nothing}"
     for name, facts in builders.items():
-        counts = ", ".join(f"{facts.get(what) or 0} {what}" for what in ("hit", "computed", "empty", "error"))
+        counts = ", ".join(
+            f"{facts.get(what) or 0} {what}" for what in ("hit", "computed", "updated", "empty", "error")
+        )
         yield f"{name}: {counts}, {counted(facts.get('calls') or 0, 'call')}"
         if "config_hash" in facts:
             yield f"    version {facts['version']}, type {facts['type']}"

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurekit_spark.builder import keys_of
+from featurekit_spark.cache.base import Found
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.lookup import Candidates, former_entries, stage_candidates
 from featurekit_spark.evaluate import Evaluator
@@ -43,12 +44,20 @@ class LocalEngine:
             self._starter.join()
             self._starter = None
 
-    def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+    def run_stage(
+        self,
+        stage: KeyedStage,
+        keys: Sequence[Key],
+        evaluator: Evaluator,
+        job: Job,
+        found: Sequence[Found] | None = None,
+    ) -> None:
+        """`found`: the stage's candidates, where they were looked up before."""
         store = evaluator.store
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
-            evaluator.store = Candidates(
-                [*stage_candidates(stage, keys, job), *former_entries(stage, evaluator, job)]
-            )
+            if found is None:
+                found = stage_candidates(stage, keys, job)
+            evaluator.store = Candidates([*found, *former_entries(stage, evaluator, job)])
         try:
             self._resolve(stage, keys, evaluator, job)
         finally:

@@ -14,15 +14,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.builder import FeatureBuilder, keys_of
+from featurekit_spark.cache.base import Found
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.engines.affordable import affordable_parts
+from featurekit_spark.engines.cluster import parallelism, shares
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import as_table, former_entries, local_builders, stage_candidates
 from featurekit_spark.engines.tasks import (
@@ -34,7 +35,7 @@ from featurekit_spark.engines.tasks import (
     opened,
     raised,
 )
-from featurekit_spark.errors import ContextError, UsageError
+from featurekit_spark.errors import ContextError
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.job import Job
@@ -125,7 +126,7 @@ class SparkEngine:
         """One small job over all slots, shaped as the stages' are. What fails here fails there, and is told there."""
         with suppress(Exception):
             session = self.session
-            slots = self.partitions or _parallelism(session)
+            slots = self.partitions or parallelism(session)
             frame = session.createDataFrame(pa.table({"chunk": pa.array([b""] * slots, pa.binary())}))
             frame.mapInArrow(WarmTask(work), CHUNK_ANSWER).toArrow()
 
@@ -158,27 +159,20 @@ class SparkEngine:
     def _run_part(
         self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job, *, here: bool
     ) -> None:
-        if (
-            here
-            or len(keys) <= stage.in_process_limit(self.in_process_keys)
-            or self._is_little(stage, keys, evaluator, job)
-        ):
+        if here or len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
+        found = stage_candidates(stage, keys, job)
+        if self._is_little(stage, keys, found, evaluator, job):
+            self._local.run_stage(stage, keys, evaluator, job, found)
+            return
         session = self.session
-        slots = self.partitions or _parallelism(session)
+        slots = self.partitions or parallelism(session)
         size = max(1, min(job.batch_rows, math.ceil(len(keys) / (slots * _CHUNKS_PER_SLOT))))
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
-        cached = as_table(stage_candidates(stage, keys, job))
+        cached = as_table(found)
         packed = (_pack(stage, chunk, evaluator, cached, job) for chunk in chunks)
-        work = stage_work(stage, evaluator, job)
-        if work.journal is not None:  # its share of what may be unwritten
-            work = replace(work, journal=replace(work.journal, size=math.ceil(work.journal.size / slots)))
-        if stage.paid and session.conf.get("spark.speculation", "false") == "true":
-            raise UsageError(
-                f"{stage.label} is paid for, and with spark.speculation=true its calls would be made twice. Start the "
-                "session without speculation, or run with engine='local'."
-            )
+        work = shares(stage_work(stage, evaluator, job), session, min(slots, len(chunks)))
         with _staging(work, job) as staging:
             cells = [(data, None) if staging is None else (None, staging.hand_over(data)) for data in packed]
             answers = self._answers(cells, ChunkTask(work, staging))
@@ -195,19 +189,32 @@ class SparkEngine:
             raise raised(failure)
         job.progress(stage.label, len(keys), len(keys))
 
-    def _is_little(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> bool:
-        """Whether few of many keys are to be computed: few have moved, and no group that all of them read has."""
-        if self._moved is None or self._moved > self.in_process_keys:
+    def _is_little(
+        self, stage: KeyedStage, keys: Sequence[Key], found: Sequence[Found], evaluator: Evaluator, job: Job
+    ) -> bool:
+        """Whether few of many keys are to be built: few of the run's have moved, few of these have no entry at all, and
+        no group that all of them read has moved, unless they follow it."""
+        limit = stage.in_process_limit(self.in_process_keys)
+        if self._moved is None or self._moved > self.in_process_keys or len(keys) > limit * _LOOKUP_FACTOR:
             return False
-        if len(keys) > stage.in_process_limit(self.in_process_keys) * _LOOKUP_FACTOR:
-            return False
-        return not any(
-            _is_shared(dep.builder, job)
-            and dep.builder is not builder.follows
-            and _is_new(dep.builder, evaluator)
-            for builder in stage.builders
-            for dep in job.bindings[builder].deps
-        )
+        known: dict[str, set[str]] = {}
+        for hit in found:
+            known.setdefault(hit.entry.builder, set()).add(hit.entry.key)
+        for builder in local_builders(stage, job):
+            if not builder.inline:
+                texts = {key_json(keys_of(stage.space.key, key, builder.key)) for key in keys}
+                if len(texts - known.get(builder.name, set())) > limit:
+                    return False
+            moved = [
+                dep.builder
+                for dep in job.bindings[builder].deps
+                if _is_shared(dep.builder, job) and _is_new(dep.builder, evaluator)
+            ]
+            if any(dep is not builder.follows for dep in moved):
+                return False
+            if moved and not former_entries(stage, evaluator, job):
+                return False
+        return True
 
     def _answers(self, cells: Sequence[tuple[bytes | None, str | None]], task: ChunkTask) -> pa.Table:
         """What a task makes of chunks, as rows of CHUNK_ANSWER."""
@@ -216,6 +223,8 @@ class SparkEngine:
         frame = self.session.createDataFrame(pa.table({"chunk": chunks, "file": files}))
         if self.partitions and len(cells) > self.partitions:
             frame = frame.repartition(self.partitions)
+        if task.work.tasks is not None:
+            frame = frame.coalesce(task.work.tasks)
         return frame.mapInArrow(task, CHUNK_ANSWER).toArrow()
 
     def scan(self, scan: Any) -> pa.Table:
@@ -378,11 +387,3 @@ def _started(spark: Any) -> SparkSession:
         session: SparkSession = spark()
         return session
     return spark  # type: ignore[no-any-return]
-
-
-def _parallelism(session: SparkSession) -> int:
-    """Task slots of the session. The library's one use of a SparkContext; Connect has none and gets a guess."""
-    try:
-        return int(session.sparkContext.defaultParallelism)
-    except Exception:
-        return 8

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.builder import Dep, Each, FeatureBuilder, KeySet, Source
+from featurekit_spark.engines.cluster import shares
 from featurekit_spark.engines.lookup import local_builders
 from featurekit_spark.engines.spark import stage_work
 from featurekit_spark.engines.table_sql import GIVEN_DDL, row_struct, union_all
@@ -70,7 +71,7 @@ class TableInputs:
                 rows = ((key_json(key), result) for key, result in results.items())
                 shared.append((builder, to_given(builder.name, rows)))
         work = stage_work(stage, self.evaluator, self.job)
-        return replace(work, shared=(*work.shared, *shared))
+        return shares(replace(work, shared=(*work.shared, *shared)), self.store.spark)
 
     def link(self, space: Space, keys: DataFrame) -> DataFrame:
         """(reader, key): where `keys` of a reached space's origin lead."""

@@ -146,7 +146,9 @@ class TableStages(Execution):
         if any(self._gathers(builder) for builder in stage.builders):
             rows = self._gathered_rows(stage, keys, given)
         else:
-            rows = with_given(keys, given).mapInArrow(ColumnTask(self.inputs.work(stage)), ROW_DDL)
+            work, frame = self.inputs.work(stage), with_given(keys, given)
+            frame = frame if work.tasks is None else frame.coalesce(work.tasks)
+            rows = frame.mapInArrow(ColumnTask(work), ROW_DDL)
         self._take(stage, rows, before)
 
     def _take(self, stage: KeyedStage, rows: DataFrame, before: Mapping[str, DataFrame]) -> int:
@@ -157,9 +159,8 @@ class TableStages(Execution):
         for name, done in counts.items():
             self.evaluator.done.setdefault(name, Counts()).add(done)
         last = counts.get(stage.builders[-1].name, Counts())
-        keys = last.hit + last.computed + last.empty + last.error
-        self.job.progress(stage.label, keys, keys)
-        return keys
+        self.job.progress(stage.label, last.keys, last.keys)
+        return last.keys
 
     def _run_gather(self, gather: GatherStage) -> None:
         """A group-level builder's row, made by one task that sees all members."""
@@ -189,7 +190,7 @@ class TableStages(Execution):
         frames += [self.inputs.rows[where].selectExpr(row_struct()) for where in read]
         # Members of builders without inputs are evaluated in the gather itself, and need their context there.
         wider = replace(stage, builders=tuple(b for own in stage.builders for b in _with_gathered(own)))
-        work = replace(self.inputs.work(stage), context=travelling(wider, self.job))
+        work = replace(self.inputs.work(stage), context=travelling(wider, self.job), tasks=None)
         task = GatherTask(work, tuple(keysets.items()))
         return union_all(frames).select("row.*").repartition(1).mapInArrow(task, ROW_DDL)
 

@@ -72,6 +72,7 @@ class StageWork:
     `context`: the attributes that its builders declare. `shared`: group-level results, passed once; `former`: entries
     (CACHED_SCHEMA) of what the group's features were before.
     `cache`: for hand-written gets only, whose reads nobody knows beforehand. `journal`: of a stage that pays.
+    `tasks`: how many may run at once, None for as many as fit.
     """
 
     fields: tuple[str, ...]
@@ -84,6 +85,7 @@ class StageWork:
     former: pa.Table
     cache: Any = None
     journal: Journal | None = None
+    tasks: int | None = None
 
     def inline(self) -> list[str]:
         """The builders that no cache keeps."""

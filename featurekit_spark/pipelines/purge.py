@@ -56,7 +56,7 @@ def purge(
     if dry_run:
         return {**_purge(cache, subjects, places, reason, now, texts, dry_run), "dry_run": True}
     with alone(cache, owner="cache purge", warehouse=places.warehouse):
-        take_in(cache, now=now)  # what died before it was an entry is data all the same
+        take_in(cache, now=now, nobody_runs=True)  # what died before it was an entry is data all the same
         return {**_purge(cache, subjects, places, reason, now, texts, dry_run), "dry_run": False}
 
 

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.invalidate import invalidate
 from featurekit_spark.cache.journal import Journal, take_in
 from featurekit_spark.errors import CacheError
 from featurekit_spark.testing.behaviour import entry, rows
@@ -137,3 +139,42 @@ def test_a_full_disk_ends_the_run_and_the_calls(tmp_path: Path, monkeypatch: Any
     second = Counter(tmp_path / "calls again", 300)
     assert run(cache, second).status == "ok"
     assert len(second.asked()) == 300 - written
+
+
+def test_a_newer_answer_to_the_same_request_is_taken_in(tmp_path: Path) -> None:
+    """Asked again after its ttl, a request has the same identity and another answer."""
+    cache = DeltaCache(str(tmp_path / "cache"))
+    old = entry("a", "lamp")
+    cache.append(rows(old))
+    journal_of(cache).add(rows(replace(old, value=b"light", ts=old.ts + timedelta(days=1))))
+    assert take_in(cache, now=NOW) == 1
+    assert cache.current("Title", "c1", [old.key])[old.key].entry.value == b"light"
+    journal_of(cache).add(rows(replace(old, value=b"older", ts=old.ts - timedelta(days=1))))
+    assert take_in(cache, now=NOW) == 0
+
+
+def test_a_damaged_file_is_put_aside_and_blocks_nobody(tmp_path: Path, caplog: Any) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    journal_of(cache).add(rows(entry("a", "lamp")))
+    (tmp_path / "cache/journal/run-1/torn.arrow").write_bytes(b"ARROW1 and no more")
+    assert take_in(cache, now=NOW) == 1
+    assert "torn.arrow is damaged" in caplog.text
+    assert (tmp_path / "cache/journal/damaged.run-1.torn.arrow").exists()
+    assert take_in(cache, now=NOW) == 0
+
+
+def test_a_lock_that_a_killed_run_left_goes(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    (tmp_path / "cache/journal").mkdir(parents=True)
+    (tmp_path / "cache/journal/.run-9.lock").touch()
+    assert take_in(cache, now=NOW) == 0
+    assert not list((tmp_path / "cache/journal").iterdir())
+
+
+def test_invalidated_answers_do_not_come_back(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    cache.append(rows(entry("a", "lamp")))
+    journal_of(cache).add(rows(entry("b", "sofa")))
+    invalidate(cache, "Title", None, reason="wrong", now=NOW)
+    assert take_in(cache, now=NOW) == 0
+    assert len(cache.ids("Title")) == 0

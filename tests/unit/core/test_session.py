@@ -133,6 +133,18 @@ def test_values_follow_the_group_where_they_can(abt: Shop) -> None:
     assert result.values(shop.Logic) == Shop(**abt.products()).run(shop.Logic)[0].values(shop.Logic)
 
 
+def test_what_update_cannot_do_is_built(abt: Shop, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def broken(*args: Any) -> Any:
+        raise ZeroDivisionError("no")
+
+    abt.run(shop.Logic)
+    abt.put("p4", Product("red lamps"))
+    monkeypatch.setattr(shop.Search, "update", broken)
+    result, _ = abt.run(shop.Logic)
+    assert (result.status, result.builders["Search"].computed) == ("ok", 5)
+    assert "Search.update failed" in caplog.text
+
+
 def test_going_back_is_a_hit(abt: Shop) -> None:
     first, _ = abt.run(shop.Logic)
     abt.put("p2", Product("settee"))
