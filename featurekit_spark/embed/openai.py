@@ -45,7 +45,7 @@ class OpenAIEmbedder:
     """`model` at `base_url` (vLLM, Ollama, text-embeddings-inference, Azure, Databricks serving speak the protocol).
 
     Single texts are collected for a few milliseconds and asked for in requests of up to `batch_size`, at most
-    `concurrency` of them in flight per process. `prefix` goes before every text (`"query: "` for E5 models). `dim` is
+    `requests` of them in flight. `prefix` goes before every text (`"query: "` for E5 models). `dim` is
     asked for unless `send_dim` is off, for servers that refuse the parameter; either way vectors have to have it.
     `price`: of the model; without it vectors carry no usd. Needs the extra `featurekit-spark[llm]`.
     """
@@ -61,20 +61,20 @@ class OpenAIEmbedder:
         encoding: Literal["base64", "float"] = "base64",
         api_key_env: str = "OPENAI_API_KEY",
         batch_size: int = 128,
-        concurrency: int = 4,
+        requests: int = 4,
         policy: RetryPolicy | None = None,
         limiter: RateLimiter | None = None,
         price: Price | None = None,
     ) -> None:
-        if min(dim, batch_size, concurrency) < 1:
+        if min(dim, batch_size, requests) < 1:
             raise UsageError(
-                f"dim, batch_size and concurrency must be positive, found {dim!r}, {batch_size!r}, {concurrency!r}"
+                f"dim, batch_size and requests must be positive, found {dim!r}, {batch_size!r}, {requests!r}"
             )
         self.base_url = base_url.rstrip("/")
         self.model, self.dim, self.prefix = model, dim, prefix
         self.send_dim, self.encoding = send_dim, encoding
         self.api_key_env, self.price = api_key_env, price
-        self.batch_size, self.concurrency = batch_size, concurrency
+        self.batch_size, self.requests = batch_size, requests
         self.policy, self.limiter = policy or RetryPolicy(), limiter or LocalLimiter()
         self.identity = f"openai:{model}@{self.base_url}:prefix={prefix!r}:dim={dim}"
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
@@ -82,14 +82,19 @@ class OpenAIEmbedder:
     def __repr__(self) -> str:
         return f"OpenAIEmbedder({self.base_url!r}, {self.model!r}, dim={self.dim}, prefix={self.prefix!r})"
 
+    @property
+    def concurrency(self) -> int:
+        """How many texts are in flight at once: each is a call to who counts them and keeps their answers."""
+        return self.requests * self.batch_size
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, (type(self), self._state())
 
     def divided(self, n: int, *, one_host: bool = False) -> OpenAIEmbedder:
-        """The embedder as each of `n` tasks that run at once is given it: with its share of concurrency (at least one
-        request) and of the rate limit. `one_host`: all tasks run on this machine."""
+        """The embedder as each of `n` tasks that run at once is given it: with its share of the requests in flight
+        (at least one) and of the rate limit. `one_host`: all tasks run on this machine."""
         share = _made(type(self), self._state())
-        share.concurrency = max(1, self.concurrency // n)
+        share.requests = max(1, self.requests // n)
         share.limiter = self.limiter.divided(n, one_host=one_host)
         return share
 
@@ -228,7 +233,7 @@ class OpenAIEmbedder:
             texts: Coalescer[Embedded] = Coalescer(
                 self._vectors, most=self.batch_size, longest=_LONGEST, wait_s=_WAIT_S
             )
-            self._lines[loop] = _Line(client, asyncio.Semaphore(self.concurrency), ask, texts)
+            self._lines[loop] = _Line(client, asyncio.Semaphore(self.requests), ask, texts)
         return self._lines[loop]
 
     def _state(self) -> tuple[tuple[str, Any], ...]:

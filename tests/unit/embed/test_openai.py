@@ -210,8 +210,16 @@ def test_a_server_that_hangs_or_is_not_there(server: EmbeddingServer, by_server:
 
 def test_requests_in_flight_are_bounded(server: EmbeddingServer, by_server: Make) -> None:
     server.delay_s = 0.03
-    by_server(batch_size=1, concurrency=3).embed([f"lamp {i}" for i in range(15)])
+    by_server(batch_size=1, requests=3).embed([f"lamp {i}" for i in range(15)])
     assert len(server.requests) == 15 and server.most_in_flight <= 3
+
+
+def test_tasks_share_what_is_in_flight(server: EmbeddingServer, by_server: Make) -> None:
+    embedder = by_server(batch_size=16, requests=8, limiter=LocalLimiter(Rates(requests_per_minute=60)))
+    part = embedder.divided(3)
+    assert (embedder.concurrency, part.requests, part.concurrency) == (128, 2, 32)
+    assert part.limiter == LocalLimiter(Rates(requests_per_minute=20))
+    assert part.identity == embedder.identity and embedder.divided(100).requests == 1
 
 
 def test_requests_keep_to_the_rate(server: EmbeddingServer, by_server: Make) -> None:
