@@ -257,7 +257,7 @@ class Session:
 
     def _in_flight(self, graph: Graph) -> int:
         """How many calls the clients of paid builders make at once, as far as they say."""
-        clients = {getattr(self.context, name, None) for b in graph if b.paid for name in b.needs}
+        clients = [getattr(self.context, name, None) for b in graph if b.paid for name in b.needs]
         return max((getattr(client, "concurrency", 0) for client in clients), default=0) or _MICRO_BATCH
 
     def _refuse_new_calls(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> None:
