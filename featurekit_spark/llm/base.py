@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["ChatModel", "Completion"]
+__all__ = ["ChatModel", "Completion", "Message"]
+
+Message: TypeAlias = Mapping[str, str]
+"""One message of a conversation: its `role` and `content`."""
 
 
 @dataclass(frozen=True)
 class Completion:
     """A model's answer to one prompt. `usd` None: no price is known.
 
-    `finish_reason` as the provider says it: `stop`, or `length` where max_tokens cut the answer off.
+    `finish_reason` as the provider says it: `stop`, or `length` where max_tokens cut the answer off. `counted_by`: who
+    counted the tokens: the `provider`; where its answer said nothing, a `tokenizer` of the model, or a rule of thumb
+    (`estimate`).
     """
 
     text: str
@@ -20,6 +26,7 @@ class Completion:
     completion_tokens: int
     usd: float | None = None
     finish_reason: str = "stop"
+    counted_by: Literal["provider", "tokenizer", "estimate"] = "provider"
 
     @property
     def tokens(self) -> int:
@@ -30,7 +37,9 @@ class Completion:
 class ChatModel(Protocol):
     """Answers a prompt.
 
-    `identity` names provider and model: answers kept under one identity are taken for each other.
+    `identity` names provider and model: answers kept under one identity are taken for each other. A model may also say
+    what a call will cost, `expected_cost(prompt, *, system, max_tokens) -> costs.Expected`: plans show it, and a limit
+    in usd is refused before any call where answers will carry no price.
     """
 
     @property
@@ -43,8 +52,13 @@ class ChatModel(Protocol):
         system: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        earlier: Sequence[Message] = (),
     ) -> Completion:
         """Ask the model; `prompt` is the user message as it is.
+
+        `response_format`: as the OpenAI protocol has it, such as a JSON Schema that the answer follows. `earlier`:
+        messages between the system's and the prompt. Builders that need neither give neither.
 
         Raises ServiceError (worth a retry later), BuildError (this prompt never succeeds), BudgetError
         (quota).

@@ -1,44 +1,58 @@
 """A chat model behind any OpenAI-compatible server, through the `openai` package's async client.
 
-Owns the one retry layer (the SDK's own is off), the bound on calls in flight, and the translation of the
-SDK's errors. The API key is read from the environment when a call is made; it is never kept in this object.
+Owns the bound on calls in flight, and the translation of the SDK's answers and errors; `paid` owns retries and rate
+limits (the SDK's own retries are off). The API key is read from the environment when a client is made; it is never
+kept in this object.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import random
 import weakref
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from featurekit_spark.errors import (
-    BudgetError,
-    BuildError,
-    ContextError,
-    FeaturekitError,
-    ServiceError,
-    UsageError,
+from featurekit_spark.costs import Expected
+from featurekit_spark.errors import ContextError, UsageError
+from featurekit_spark.llm.base import Completion, Message
+from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
+from featurekit_spark.paid.prices import Price
+from featurekit_spark.paid.retry import (
+    Breaker,
+    CallFailure,
+    Clock,
+    FailureKind,
+    RetryPolicy,
+    Sign,
+    retry_after,
+    with_retries,
 )
-from featurekit_spark.llm.base import Completion
+from featurekit_spark.paid.usage import expected_cost, usage_of
 
 if TYPE_CHECKING:
     import openai
 
 __all__ = ["OpenAIChat"]
 
-_FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 60.0
-_RETRIED_STATUS = frozenset({408, 409, 429})  # and all from 500
+_TRIED_AGAIN = frozenset({408, 409})  # and all from 500
+_OF_NOBODY = frozenset({401, 403, 404})  # no prompt gets an answer with this key, or from this address
+_FIRST_GUESS = 256
 
 
 class OpenAIChat:
     """`model` at `base_url` (vLLM, Ollama, Azure and Databricks serving speak the same protocol).
 
-    At most `concurrency` calls are in flight per process, each attempt ends after `timeout_s` seconds, and a
-    call is tried up to `attempts` times where that can help (rate limits, server errors, lost connections).
-    Needs the extra `featurekit-spark[llm]`.
+    At most `concurrency` calls are in flight per process. Each attempt ends after `timeout_s` seconds, and a call is
+    tried up to `attempts` times within `deadline_s` seconds where that can help (rate limits, server errors, lost
+    connections). `limiter` paces calls; without one only a server's Retry-After does. `price`: of its tokens; without
+    one answers carry no usd. `answer_tokens`: how many an answer is taken to have before there are any (None: as many
+    as it may have). Needs the extra `featurekit-spark[llm]`.
     """
 
     def __init__(
@@ -49,30 +63,43 @@ class OpenAIChat:
         api_key_env: str = "OPENAI_API_KEY",
         concurrency: int = 8,
         timeout_s: float = 60.0,
-        attempts: int = 5,
+        deadline_s: float = 300.0,
+        attempts: int = 6,
+        limiter: RateLimiter | None = None,
+        price: Price | None = None,
+        answer_tokens: int | None = None,
     ) -> None:
-        if concurrency < 1 or attempts < 1 or timeout_s <= 0:
-            raise UsageError(
-                "concurrency, attempts and timeout_s must be positive, found "
-                f"{concurrency!r}, {attempts!r}, {timeout_s!r}"
-            )
+        if concurrency < 1:
+            raise UsageError(f"concurrency must be positive, found {concurrency!r}")
         self.base_url = base_url.rstrip("/")
         self.model = model
         self.api_key_env = api_key_env
         self.concurrency = concurrency
-        self.timeout_s = timeout_s
-        self.attempts = attempts
+        self.policy = RetryPolicy(attempts, timeout_s, deadline_s)
+        self.limiter = LocalLimiter() if limiter is None else limiter
+        self.price, self.answer_tokens = price, answer_tokens
         self.identity = f"openai:{model}@{self.base_url}"
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.base_url!r}, {self.model!r}, api_key_env={self.api_key_env!r})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lines"}
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = ((name, value) for name, value in self.__dict__.items() if name != "_lines")
+        return _received, (type(self), tuple(state))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lines=weakref.WeakKeyDictionary())
+    def divided(self, n: int, *, one_host: bool = False) -> OpenAIChat:
+        """The model as each of `n` tasks that run at once is given it: with its share of concurrency (at least one
+        call) and of the rate limit. `one_host`: all tasks run on this machine."""
+        share = _made(type(self), tuple(item for item in self.__dict__.items() if item[0] != "_lines"))
+        share.concurrency = max(1, self.concurrency // n)
+        share.limiter = self.limiter.divided(n, one_host=one_host)
+        return share
+
+    def warm_up(self) -> None:
+        """Load the client library."""
+        with suppress(ImportError):
+            import openai  # noqa: F401
 
     async def complete(
         self,
@@ -81,32 +108,60 @@ class OpenAIChat:
         system: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        earlier: Sequence[Message] = (),
     ) -> Completion:
         """One answer. ServiceError after the last attempt, BuildError where no attempt can help, BudgetError
         where the account has no quota left, ContextError without an API key."""
-        request: dict[str, Any] = {"model": self.model, "messages": _messages(system, prompt)}
+        request: dict[str, Any] = {"model": self.model, "messages": _messages(system, earlier, prompt)}
         if temperature is not None:
             request["temperature"] = temperature
         if max_tokens is not None:
             request["max_tokens"] = max_tokens
+        if response_format is not None:
+            request["response_format"] = dict(response_format)
         line = self._line()
         async with line.free:
-            for attempt in range(1, self.attempts + 1):
-                try:
-                    return _completion(await line.client.chat.completions.create(**request))
-                except Exception as error:
-                    failure, wait = _judged(error, attempt)
-                    if not failure.retryable or attempt == self.attempts:
-                        tried = f" (attempt {attempt} of {self.attempts})" if failure.retryable else ""
-                        raise type(failure)(f"{self.model} at {self.base_url}: {failure}{tried}") from error
-                await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+            called = await with_retries(
+                lambda: self._attempt(line, request, prompt, system),
+                lambda error: _judged(error, line.clock),
+                what=f"{self.model} at {self.base_url}",
+                limiter=self.limiter,
+                breaker=line.breaker,
+                policy=self.policy,
+                clock=line.clock,
+                tokens=line.expected(request),
+                used=line.used,
+            )
+        return called.value
+
+    def expected_cost(
+        self, prompt: str, *, system: str | None = None, max_tokens: int | None = None
+    ) -> Expected:
+        """What a call will take, told without making it."""
+        answer = self.answer_tokens or max_tokens
+        return expected_cost(prompt, system=system, answer_tokens=answer, model=self.model, price=self.price)
+
+    async def _attempt(
+        self, line: _Line, request: dict[str, Any], prompt: str, system: str | None
+    ) -> Completion:
+        reply = _read(await line.ask(request))
+        usage = usage_of(
+            reply.usage, prompt=prompt, system=system, text=reply.text, model=self.model, price=self.price
+        )
+        tokens = usage.prompt_tokens, usage.completion_tokens
+        if reply.refused is not None:
+            failure = _final(reply.refused)
+            failure.tokens, failure.usd = sum(tokens), usage.usd  # it is paid for all the same
+            raise failure
+        return Completion(reply.text, *tokens, usage.usd, reply.finish_reason, usage.counted_by)
 
     async def aclose(self) -> None:
         """Close the running loop's connections; another call opens new ones."""
         line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
             await line.client.close()
+        await self.limiter.aclose()
 
     def _line(self) -> _Line:
         """The client and semaphore of the running loop; both are bound to the loop that first uses them."""
@@ -119,76 +174,135 @@ class OpenAIChat:
                     f"{self.base_url} takes its API key from it. Set it (to any text if none is needed)."
                 )
             try:
-                from openai import AsyncOpenAI
+                import httpx2
+                from openai import AsyncOpenAI, DefaultAsyncHttpxClient
             except ImportError as error:
                 raise ContextError(
                     "OpenAIChat needs the openai package: pip install 'featurekit-spark[llm]'"
                 ) from error
-            client = AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=self.timeout_s, max_retries=0)
-            self._lines[loop] = _Line(client, asyncio.Semaphore(self.concurrency))
+            client = AsyncOpenAI(
+                api_key=key,
+                base_url=self.base_url,
+                timeout=None,  # an attempt's time is measured as a whole, not per read
+                max_retries=0,
+                # A connection for each call in flight, kept: the default keeps 100.
+                http_client=DefaultAsyncHttpxClient(
+                    timeout=None, limits=httpx2.Limits(max_keepalive_connections=self.concurrency)
+                ),
+            )
+
+            async def ask(request: dict[str, Any]) -> bytes:
+                # The bare response: making the SDK's models of it takes as long as all the rest.
+                answer = await client.post("/chat/completions", body=request, cast_to=httpx2.Response)
+                return answer.content
+
+            self._lines[loop] = _Line(client, asyncio.Semaphore(self.concurrency), ask)
         return self._lines[loop]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Line:
+    """What calls on one event loop share."""
+
     client: openai.AsyncOpenAI
     free: asyncio.Semaphore
+    ask: Callable[[dict[str, Any]], Awaitable[bytes]]
+    clock: Clock = field(default_factory=Clock)
+    breaker: Breaker = field(default_factory=Breaker)
+    answered: float = 0.0
+
+    def expected(self, request: Mapping[str, Any]) -> int:
+        """About how many tokens a call takes: the limiter is told the true number afterwards."""
+        answer = self.answered or min(_FIRST_GUESS, request.get("max_tokens", _FIRST_GUESS))
+        return round(sum(len(message["content"]) for message in request["messages"]) / 4 + answer)
+
+    def used(self, answer: Completion) -> int:
+        """What a call took; answers of a run are much alike in length, so the next is expected to be."""
+        self.answered += (answer.completion_tokens - self.answered) * (0.1 if self.answered else 1.0)
+        return answer.tokens
 
 
-def _messages(system: str | None, prompt: str) -> list[dict[str, str]]:
-    user = {"role": "user", "content": prompt}
-    return [user] if system is None else [{"role": "system", "content": system}, user]
+def _received(kind: Any, state: tuple[tuple[str, Any], ...]) -> OpenAIChat:
+    """A model that travelled: one for each configuration and process, so that its tasks keep its connections."""
+    try:
+        return _shared(kind, state)
+    except TypeError:  # an attribute of a subclass that cannot be hashed
+        return _made(kind, state)
 
 
-def _completion(answer: Any) -> Completion:
-    """The answer as a Completion; what is no answer raises."""
+def _made(kind: Any, state: tuple[tuple[str, Any], ...]) -> OpenAIChat:
+    made: OpenAIChat = kind.__new__(kind)
+    made.__dict__.update(state, _lines=weakref.WeakKeyDictionary())
+    return made
+
+
+_shared = lru_cache(maxsize=16)(_made)
+
+
+def _messages(system: str | None, earlier: Sequence[Message], prompt: str) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, *map(dict, earlier), {"role": "user", "content": prompt}]
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What is in an answer. `refused`: why there is no text to be had."""
+
+    text: str
+    finish_reason: str
+    usage: Any
+    refused: str | None
+
+
+def _read(body: bytes) -> _Reply:
+    """What is no answer raises."""
+    try:
+        answer = json.loads(body, object_hook=lambda fields: SimpleNamespace(**fields))
+    except ValueError:
+        raise _unclear(f"the server's answer is no JSON: {body[:200]!r}") from None
     try:
         choice = answer.choices[0]
-        message, reason = choice.message, choice.finish_reason or "stop"
-        text, refusal = message.content, getattr(message, "refusal", None)
-    except (AttributeError, IndexError, TypeError) as error:
-        raise ServiceError(f"the server's answer has no choices: {str(answer)[:200]}") from error
+        message, reason = choice.message, getattr(choice, "finish_reason", None) or "stop"
+        text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
+    except (AttributeError, IndexError, TypeError):
+        raise _unclear(f"the server's answer has no choices: {body[:200]!r}") from None
+    refused = None
     if refusal:
-        raise BuildError(f"the model refused: {str(refusal)[:200]}")
-    if reason == "content_filter":
-        raise BuildError("the provider's content filter stopped the answer")
-    if not isinstance(text, str):
-        raise ServiceError(f"the server's answer has no text (finish_reason {reason!r})")
-    usage = answer.usage
-    return Completion(
-        text,
-        prompt_tokens=getattr(usage, "prompt_tokens", None) or 0,
-        completion_tokens=getattr(usage, "completion_tokens", None) or 0,
-        finish_reason=reason,
-    )
+        refused = f"the model refused: {str(refusal)[:200]}"
+    elif reason == "content_filter":
+        refused = "the provider's content filter stopped the answer"
+    elif not isinstance(text, str):
+        raise _unclear(f"the server's answer has no text (finish_reason {reason!r})")
+    return _Reply(text or refusal or "", reason, getattr(answer, "usage", None), refused)
 
 
-def _judged(error: Exception, attempt: int) -> tuple[FeaturekitError, float]:
-    """What an attempt's failure means, and how many seconds to wait before the next attempt."""
+def _unclear(message: str) -> CallFailure:
+    return CallFailure(message, FailureKind.RETRYABLE, Sign.BROKEN)
+
+
+def _final(message: str) -> CallFailure:
+    return CallFailure(message, FailureKind.TERMINAL, Sign.WORKS)
+
+
+def _judged(error: Exception, clock: Clock) -> CallFailure:
+    """What an attempt's failure means."""
     import openai
 
-    wait = min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
     match error:
-        case FeaturekitError():
-            return error, wait
-        case openai.APITimeoutError():
-            return ServiceError("no answer in time"), wait
         case openai.APIStatusError():
             said = f"status {error.status_code}: {error.message[:300]}"
-            if error.code == "insufficient_quota" or error.status_code == 402:
-                return BudgetError(f"no quota left ({said})"), 0.0
-            if error.status_code in _RETRIED_STATUS or error.status_code >= 500:
-                return ServiceError(said), max(wait, _retry_after(error.response.headers))
-            return BuildError(said), 0.0
-        case _:  # a lost connection, or an answer that is no JSON
-            return ServiceError(f"{type(error).__name__}: {error}"), wait
-
-
-def _retry_after(headers: Any) -> float:
-    """Seconds the server asks to wait, bounded; 0 where it does not say (a date is not understood)."""
-    try:
-        if "retry-after-ms" in headers:
-            return min(float(headers["retry-after-ms"]) / 1000, _LONGEST_WAIT_S)
-        return min(float(headers.get("retry-after", 0)), _LONGEST_WAIT_S)
-    except ValueError:
-        return 0.0
+            wait = retry_after(error.response.headers, clock)
+            status = error.status_code
+            if error.code == "insufficient_quota" or status == 402:
+                return CallFailure(f"no quota left ({said})", FailureKind.QUOTA, Sign.BUSY)
+            if status == 429:
+                return CallFailure(said, FailureKind.RETRYABLE, Sign.BUSY, retry_after_s=wait)
+            if status in _TRIED_AGAIN or status >= 500:
+                return CallFailure(said, FailureKind.RETRYABLE, Sign.BROKEN, retry_after_s=wait)
+            if status in _OF_NOBODY:
+                return CallFailure(said, FailureKind.TERMINAL, Sign.BROKEN)
+            return _final(said)
+        case ValueError() | TypeError():  # half of a surrogate pair, say
+            return _final(f"the request cannot be sent: {type(error).__name__}: {error}")
+        case _:  # a lost connection
+            return _unclear(f"{type(error).__name__}: {error}")

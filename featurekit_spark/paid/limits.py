@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 from featurekit_spark.errors import UsageError
@@ -61,13 +62,13 @@ class Rates:
         if not self.burst_s >= 0:
             raise UsageError(f"burst_s must not be negative, found {self.burst_s!r}")
 
-    @property
+    @cached_property
     def per_second(self) -> tuple[float, float]:
         """Requests and tokens per second that are aimed at; 0 for no limit."""
         limits = (self.requests_per_minute, self.tokens_per_minute)
         return tuple(0.0 if limit is None else limit * _AIM / 60 for limit in limits)  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def bursts(self) -> tuple[float, float]:
         """Requests and tokens that may go at once after idle time."""
         requests, tokens = self.per_second
@@ -109,7 +110,7 @@ class Timetable:
         for i, rate in enumerate(rates.per_second):
             if rate and asked[i]:
                 paid_off[i] = max(paid_off[i], turn) + asked[i] / rate
-        return Timetable(turn, *paid_off, self.resume)
+        return Timetable(turn, paid_off[0], paid_off[1], self.resume)
 
     def corrected(self, rates: Rates, tokens: float) -> Timetable:
         """With tokens that were used beyond what was asked for."""

@@ -134,7 +134,8 @@ class RedisLimiter:
         script = self._scripts.by_loop.get(loop)
         if script is None:
             script = self._scripts.by_loop[loop] = self._connected().register_script(_SCRIPT)
-        known = script.registered_client.connection_pool.connection_kwargs
+        client: Any = script.registered_client
+        known = client.connection_pool.connection_kwargs
         where = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
         try:
             yield script

@@ -54,14 +54,17 @@ class Sign(Enum):
 
 class CallFailure(Exception):
     """A failed attempt, and in the end the call: `attempts` says how many were made. `retry_after_s`: as the server
-    asked."""
+    asked. `tokens`, `usd`: what it cost all the same, where anybody knows."""
+
+    attempts = 0
+    tokens: int | None = None
+    usd: float | None = None
 
     def __init__(
         self, message: str, kind: FailureKind, sign: Sign, *, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         self.message, self.kind, self.sign, self.retry_after_s = message, kind, sign, retry_after_s
-        self.attempts = 0
 
 
 @dataclass(frozen=True)
@@ -260,15 +263,17 @@ def _tell(breaker: Breaker, failure: CallFailure, *, probing: bool, last: bool) 
 def _told(what: str, failure: CallFailure, policy: RetryPolicy, why: str) -> FeaturekitError:
     """The failure as an error of the library."""
     tried = f" (attempt {failure.attempts} of {policy.attempts}{why})"
+    told = f"{what}: {failure.message}"
     match failure.kind:
         case FailureKind.RETRYABLE:
-            return ServiceError(f"{what}: {failure.message}{tried}")
+            error: FeaturekitError = ServiceError(told + tried)
         case FailureKind.TERMINAL:
-            return BuildError(f"{what}: {failure.message}{tried if failure.attempts > 1 else ''}")
+            error = BuildError(told + tried * (failure.attempts > 1))
         case FailureKind.QUOTA:
-            return BudgetError(f"{what}: {failure.message}{tried if failure.attempts > 1 else ''}")
+            error = BudgetError(told + tried * (failure.attempts > 1))
         case _:
             assert_never(failure.kind)
+    return error.with_cost(failure.tokens, failure.usd)
 
 
 def failure_of(error: BaseException) -> CallFailure | None:

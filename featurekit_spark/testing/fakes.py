@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from featurekit_spark.llm.base import Completion
+from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.sources.base import AttributeId, Dimension, IngestionDimensionKey, ProductId
 from featurekit_spark.sources.interactions import interaction_schema
 from featurekit_spark.sources.memory import InMemoryProductDB
@@ -114,6 +114,8 @@ class CountingLLM:
         system: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        earlier: Sequence[Message] = (),
     ) -> Completion:
         """The answer given for `prompt`; a prompt that has none is answered with itself."""
         self._count(prompt)

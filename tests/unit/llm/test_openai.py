@@ -4,6 +4,8 @@ import asyncio
 import pickle
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -11,16 +13,17 @@ import pytest
 
 from featurekit_spark.errors import BudgetError, BuildError, ContextError, FeaturekitError, ServiceError
 from featurekit_spark.llm import Completion, OpenAIChat
-from featurekit_spark.llm import openai as adapter
-
-
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_FIRST_WAIT_S", 0.01)
+from featurekit_spark.paid.host_limits import HostLimiter
+from featurekit_spark.paid.limits import LocalLimiter, Rates
+from featurekit_spark.paid.retry import FailureKind, failure_of
 
 
 def model(server: Any, **options: Any) -> OpenAIChat:
-    return OpenAIChat(server.url, "m", api_key_env="TEST_CHAT_KEY", **options)
+    """A model that waits little between attempts."""
+    url = server if isinstance(server, str) else server.url
+    chat = OpenAIChat(url, "m", api_key_env="TEST_CHAT_KEY", **options)
+    chat.policy = replace(chat.policy, first_wait_s=0.01)
+    return chat
 
 
 def asked(chat: OpenAIChat, work: Callable[[OpenAIChat], Awaitable[Any]]) -> Any:
@@ -30,8 +33,7 @@ def asked(chat: OpenAIChat, work: Callable[[OpenAIChat], Awaitable[Any]]) -> Any
         try:
             return await work(chat)
         finally:
-            for line in chat._lines.values():
-                await line.client.close()
+            await chat.aclose()
 
     return asyncio.run(run())
 
@@ -113,7 +115,7 @@ def test_a_server_that_hangs_or_is_not_there(server: Any) -> None:
     server.delay_s = 1.0
     with pytest.raises(ServiceError, match="no answer in time"):
         asked(model(server, attempts=1, timeout_s=0.1), lambda m: m.complete("p"))
-    gone = OpenAIChat("http://127.0.0.1:9/v1", "m", api_key_env="TEST_CHAT_KEY", attempts=2)
+    gone = model("http://127.0.0.1:9/v1", attempts=2)
     with pytest.raises(ServiceError, match="attempt 2 of 2"):
         asked(gone, lambda m: m.complete("p"))
 
@@ -127,6 +129,76 @@ def test_calls_in_flight_are_bounded(server: Any) -> None:
     asked(model(server, concurrency=4), many)
     assert len(server.requests) == 20
     assert server.most_in_flight <= 4
+
+
+def test_a_prompt_that_cannot_be_sent_is_not_tried_again(server: Any) -> None:
+    with pytest.raises(BuildError, match="cannot be sent: UnicodeEncodeError"):
+        asked(model(server), lambda m: m.complete("half a pair \ud83d"))
+    assert server.requests == []
+
+
+def test_a_refusal_is_told_with_what_it_cost(server: Any, reply: Any) -> None:
+    server.then(200, reply(None, refusal="I will not"))
+    with pytest.raises(BuildError) as told:
+        asked(model(server), lambda m: m.complete("p"))
+    assert told.value.tokens == 10
+    failure = failure_of(told.value)
+    assert failure is not None
+    assert (failure.kind, failure.attempts) == (FailureKind.TERMINAL, 1)
+
+
+def test_a_wrong_key_stops_the_rest(server: Any) -> None:
+    server.script = [(401, {}, {"error": {"message": "no", "code": "invalid_api_key"}})] * 100
+
+    async def many(chat: OpenAIChat) -> list[Any]:
+        return await asyncio.gather(*(chat.complete(str(i)) for i in range(100)), return_exceptions=True)
+
+    errors = asked(model(server, concurrency=4), many)
+    assert 20 <= len(server.requests) <= 23
+    assert {type(error) for error in errors} == {BuildError, ServiceError}
+    assert "calls in a row failed (the last: status 401" in str(errors[-1])
+
+
+def test_calls_are_paced(server: Any) -> None:
+    async def many(chat: OpenAIChat) -> float:
+        start = time.monotonic()
+        await asyncio.gather(*(chat.complete(str(i)) for i in range(10)))
+        return time.monotonic() - start
+
+    paced = model(server, limiter=LocalLimiter(Rates(requests_per_minute=1200, burst_s=0)))
+    assert asked(paced, many) >= 9 / 20
+
+
+def test_tokens_are_estimated_and_then_corrected(server: Any) -> None:
+    """10 tokens each by the server's count: after the first answer about as many are expected."""
+
+    async def many(chat: OpenAIChat) -> float:
+        await chat.complete("the first one")
+        start = time.monotonic()
+        for i in range(10):
+            await chat.complete(str(i))
+        return time.monotonic() - start
+
+    limiter = LocalLimiter(Rates(tokens_per_minute=12_000, burst_s=0))
+    assert 0.35 <= asked(model(server, limiter=limiter), many) < 4
+
+
+def test_a_share_of_a_model(server: Any, tmp_path: Path) -> None:
+    chat = model(server, concurrency=10, limiter=LocalLimiter(Rates(600)), timeout_s=7)
+    share = chat.divided(4)
+    assert (share.concurrency, share.limiter) == (2, LocalLimiter(Rates(150)))
+    assert (share.identity, share.policy, chat.concurrency) == (chat.identity, chat.policy, 10)
+    assert chat.divided(100).concurrency == 1
+    host = model(server, limiter=HostLimiter(str(tmp_path), "m", Rates(600)))
+    assert host.divided(4, one_host=True).limiter == host.limiter
+    assert asked(share, lambda m: m.complete("p")).text == "hello"
+
+
+def test_tasks_of_a_process_share_what_travelled(server: Any) -> None:
+    chat = model(server, concurrency=3)
+    one, other = (pickle.loads(pickle.dumps(chat)) for _ in range(2))
+    assert one is other and one is not chat
+    assert pickle.loads(pickle.dumps(model(server, concurrency=4))) is not one
 
 
 def test_the_key_stays_in_the_environment(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
