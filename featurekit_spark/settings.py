@@ -188,6 +188,11 @@ class LLMSettings(_Section):
     max_tokens: Count | None = 512
     concurrency: Count = 8
     timeout_s: Seconds = 60.0
+    deadline_s: Seconds = 300.0
+    attempts: Count = 6
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    redis_url: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://")] | None = None
     suggestions: Count = 3
 
     @model_validator(mode="after")
