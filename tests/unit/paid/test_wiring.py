@@ -1,0 +1,51 @@
+"""Settings of calls become a policy and a limiter."""
+
+from __future__ import annotations
+
+import pytest
+
+from featurekit_spark.bootstrap import Bootstrap
+from featurekit_spark.config import load_settings
+from featurekit_spark.errors import ConfigError
+from featurekit_spark.llm import OpenAIChat
+from featurekit_spark.paid.host_limits import HostLimiter
+from featurekit_spark.paid.limits import LocalLimiter, Rates
+from featurekit_spark.paid.redis_limits import RedisLimiter
+from featurekit_spark.paid.retry import RetryPolicy
+
+
+def chat(*overrides: str) -> OpenAIChat:
+    given = ["product_db.path=catalogs", "llm.provider=openai", "llm.model=m", *overrides]
+    settings = load_settings(merchant="abt", market="US", environ={}, overrides=given)
+    made = Bootstrap(settings, merchant="abt", market="US").get_llm()
+    assert isinstance(made, OpenAIChat)
+    return made
+
+
+def test_without_limits_calls_are_not_paced() -> None:
+    made = chat()
+    assert (made.limiter, made.policy) == (LocalLimiter(), RetryPolicy())
+
+
+def test_limits_hold_for_the_machine() -> None:
+    made = chat("llm.requests_per_minute=600", "llm.tokens_per_minute=90000")
+    assert isinstance(made.limiter, HostLimiter)
+    assert made.limiter.rates == Rates(600, 90_000)
+    assert made.limiter == chat("llm.requests_per_minute=600", "llm.tokens_per_minute=90000").limiter
+    other = chat("llm.requests_per_minute=600", "llm.base_url=http://other/v1").limiter
+    assert isinstance(other, HostLimiter)
+    assert other.path != made.limiter.path, "each server has its own limit"
+
+
+def test_limits_are_shared_through_redis() -> None:
+    made = chat("llm.requests_per_minute=600", "llm.redis_url=redis://:secret@h/0")
+    assert isinstance(made.limiter, RedisLimiter)
+    assert made.limiter.rates == Rates(600)
+    assert "secret" not in repr(made.limiter)
+    with pytest.raises(ConfigError, match="llm.redis_url"):
+        chat("llm.redis_url=http://h")
+
+
+def test_time_and_attempts() -> None:
+    made = chat("llm.timeout_s=5", "llm.deadline_s=20", "llm.attempts=2")
+    assert made.policy == RetryPolicy(attempts=2, timeout_s=5, deadline_s=20)
