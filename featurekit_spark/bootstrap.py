@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, assert_never
 
+from featurekit_spark import aio
 from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.care import reading
@@ -39,6 +40,7 @@ from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
+from featurekit_spark.settings import DeltaSinkSettings, Settings
 from featurekit_spark.sinks.base import Sink
 from featurekit_spark.sinks.delta import DeltaSink
 from featurekit_spark.sinks.redis import RedisSink
@@ -50,9 +52,6 @@ from featurekit_spark.sources.interactions import (
     FileInteractionDB,
     InteractionDataDB,
 )
-
-from featurekit_spark import aio
-from featurekit_spark.settings import DeltaSinkSettings, Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
