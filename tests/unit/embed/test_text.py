@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from featurekit_spark import Budget, Context, Controller, MemoryCache, Session
+from featurekit_spark import Budget, Context, Controller, DeltaCache, MemoryCache, Session
 from featurekit_spark.apps.product_recs import LLMLogic, ProductIds, SimilarProducts, builders, hosted
 from featurekit_spark.builder import bind
 from featurekit_spark.embed import HashingEmbedder, HostedTextEmbedding, OpenAIEmbedder, TextEmbedding
@@ -132,6 +133,18 @@ def test_a_budget_in_money_is_kept(server: EmbeddingServer, by_server: Make) -> 
     with pytest.raises(BudgetReachedError, match="max_usd=4"):  # 2 tokens each, a dollar a token
         local_session(made, cache).run(target, budget=Budget(max_usd=4), **GROUP)
     assert len(server.texts) == 2
+
+
+def test_keeping_answers_as_they_come_leaves_requests_whole(
+    server: EmbeddingServer, by_server: Make, tmp_path: Path
+) -> None:
+    """The journal of a cache on disk holds calls back until answers are written; requests must not become small."""
+    titles = [f"lamp number {i}" for i in range(64)]
+    session = local_session(
+        context(by_server(dim=32, batch_size=16), titles), DeltaCache(str(tmp_path / "cache"))
+    )
+    assert session.run(hosted.SimilarProducts.over(ProductIds), **GROUP).status == "ok"
+    assert [len(request["input"]) for request in server.requests] == [16] * 4
 
 
 def test_a_text_that_is_refused_is_its_own_keys_error(server: EmbeddingServer, by_server: Make) -> None:
