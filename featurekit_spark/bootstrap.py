@@ -211,7 +211,6 @@ class Bootstrap:
             batch_rows=engine.batch_rows,
             partitions=engine.partitions,
             collect_mb=engine.collect_mb,
-            micro_batch=self.settings.llm.concurrency,
         )
         return Session(
             self.context,
@@ -249,9 +248,8 @@ class Bootstrap:
         found = [self._loaded("logic_builders", path) for path in self.settings.logic_builders]
         if self.settings.embedder.provider != "openai":
             return found
-        paths = [
-            vars(builder).get("hosted") for builder in found
-        ]  # not inherited: a subclass is another feature
+        # Not inherited: a subclass is another feature.
+        paths = [vars(builder).get("hosted") for builder in found]
         return [
             builder if path is None else self._loaded("logic_builders", path)
             for builder, path in zip(found, paths, strict=True)
