@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from featurekit_spark import aio
@@ -21,6 +22,7 @@ from featurekit_spark.cache.care import reading
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.cache.overlay import OverlayCache
+from featurekit_spark.config import read_file
 from featurekit_spark.context import Context, FixedClock, utc_now
 from featurekit_spark.embed.base import Embedder
 from featurekit_spark.embed.hashing import HashingEmbedder
@@ -36,11 +38,12 @@ from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.locks import file_lock, local_path
 from featurekit_spark.paid.host_limits import HostLimiter, limits_folder
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter, Rates
+from featurekit_spark.paid.prices import Price, PriceTable
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
-from featurekit_spark.settings import DeltaSinkSettings, Settings
+from featurekit_spark.settings import DeltaSinkSettings, EmbedderSettings, LLMSettings, Settings
 from featurekit_spark.sinks.base import Sink
 from featurekit_spark.sinks.delta import DeltaSink
 from featurekit_spark.sinks.redis import RedisSink
@@ -150,7 +153,24 @@ class Bootstrap:
             deadline_s=llm.deadline_s,
             attempts=llm.attempts,
             limiter=self.get_limiter(),
+            price=self.get_price(llm),
+            answer_tokens=llm.answer_tokens,
         )
+
+    def get_price(self, of: LLMSettings | EmbedderSettings) -> Price | None:
+        """What a model costs today, whatever day the run is for: its `price`, else by the table in `llm.prices`."""
+        if of.price is not None:
+            return Price.of(of.price.input, of.price.output, of.price.cached)
+        prices = self.settings.llm.prices
+        if prices is None:
+            return None
+        if not Path(prices).is_file():
+            raise ConfigError(
+                f"{self.settings.origin('llm.prices')}: llm.prices: {prices!r} is no file. Paths start at the folder "
+                "of the command; or give the model's own price."
+            )
+        table = PriceTable.parse(read_file(Path(prices)), origin=prices)
+        return table.price(of.model or "", utc_now().date())
 
     def get_limiter(self) -> RateLimiter:
         """The model's calls per minute: shared through Redis where `llm.redis_url` is set, else by this machine."""
@@ -188,6 +208,7 @@ class Bootstrap:
                     batch_size=embedder.batch_size,
                     requests=embedder.concurrency,
                     policy=RetryPolicy(timeout_s=embedder.timeout_s),
+                    price=self.get_price(embedder),
                 )
             case _:
                 assert_never(embedder.provider)

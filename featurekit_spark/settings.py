@@ -27,6 +27,7 @@ __all__ = [
     "InteractionDBSettings",
     "LLMSettings",
     "Leaf",
+    "PriceSettings",
     "ProductDBSettings",
     "PublishGateSettings",
     "RedisSinkSettings",
@@ -51,6 +52,7 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Limit = Annotated[int, Field(strict=True, ge=0)]
 Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
@@ -144,6 +146,14 @@ class InteractionDBSettings(_Section):
         return self
 
 
+class PriceSettings(_Section):
+    """usd per million tokens; `cached` null: as `input`."""
+
+    input: Amount
+    output: Amount
+    cached: Amount | None = None
+
+
 class EmbedderSettings(_Section):
     """Which model makes vectors of texts. `prefix` goes before each of them; null is what the provider advises."""
 
@@ -158,6 +168,7 @@ class EmbedderSettings(_Section):
     batch_size: Count = 128
     concurrency: Count = 4
     timeout_s: Seconds = 60.0
+    price: PriceSettings | None = None
 
     @model_validator(mode="after")
     def _fits_the_provider(self) -> EmbedderSettings:
@@ -178,7 +189,10 @@ class EmbedderSettings(_Section):
 
 
 class LLMSettings(_Section):
-    """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key."""
+    """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key.
+
+    `price` is the model's; without it `prices`, a file such as conf/prices.yaml, is asked for it.
+    """
 
     provider: Literal["offline", "openai"] = "offline"
     base_url: Text = "https://api.openai.com/v1"
@@ -186,6 +200,9 @@ class LLMSettings(_Section):
     api_key_env: EnvName = "OPENAI_API_KEY"
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = 0.0
     max_tokens: Count | None = 512
+    answer_tokens: Count | None = None
+    price: PriceSettings | None = None
+    prices: Text | None = None
     concurrency: Count = 8
     timeout_s: Seconds = 60.0
     deadline_s: Seconds = 300.0

@@ -53,12 +53,19 @@ MEANINGS = {
     "embedder.batch_size": "Texts in one request, or in one call of a model of `sentence-transformers`.",
     "embedder.concurrency": "Requests in flight, of all tasks of a run together.",
     "embedder.timeout_s": "Seconds until an attempt is given up.",
+    "embedder.price": "usd per million tokens: `{input: 0.02, output: 0}`. Null asks the table in `llm.prices`.",
     "llm.provider": "`offline` is a stand-in that calls nothing; `openai` is any server that speaks that protocol.",
     "llm.base_url": "The server's address, up to `/v1`.",
     "llm.model": "The model's name. Needed when the provider is `openai`.",
     "llm.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
     "llm.temperature": "Part of a request's identity; null leaves it to the provider.",
     "llm.max_tokens": "Longest answer, part of a request's identity; null leaves it to the provider.",
+    "llm.answer_tokens": "How many tokens an answer is taken to have where a plan tells costs before there are any; "
+    "null takes the longest.",
+    "llm.price": "usd per million tokens of the model: `{input: 0.15, output: 0.6, cached: 0.075}`; `cached` may be "
+    "left out.",
+    "llm.prices": "A table of prices by model, such as `conf/prices.yaml`, where `llm.price` is null. Without a price "
+    "usd are unknown, and `run.max_usd` refuses to start.",
     "llm.concurrency": "Calls in flight, of all tasks of a run together.",
     "llm.deadline_s": "Seconds until a call is given up, all its attempts and waits together.",
     "llm.attempts": "How often a call is tried where that can help: rate limits, server errors, lost connections.",
@@ -181,6 +188,8 @@ def told(kind: Any) -> str:
             if get_origin(args[0]) in (Union, types.UnionType)
             else type_of(FieldInfo.from_annotation(kind))
         )
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return "map with " + ", ".join(kind.model_fields)
     return {str: "text", int: "integer", float: "number", bool: "boolean"}[kind]
 
 

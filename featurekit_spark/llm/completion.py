@@ -6,12 +6,14 @@ Owns what identifies a request. How a call is made, retried and priced is the mo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder, Metered
+from featurekit_spark.costs import Expected, Pricing
 from featurekit_spark.errors import ContextError
 
 __all__ = ["LIST_INSTRUCTION", "LLMCompletion"]
@@ -55,6 +57,11 @@ class LLMCompletion(FeatureBuilder[str]):
             max_tokens=merchant.get("max_tokens"),
         )
 
+    def pricing(self, config: Config, context: Any) -> Pricing | None:
+        """What the model says of its calls before they are made; None for one that says nothing."""
+        ask = getattr(context.llm, "expected_cost", None)
+        return None if ask is None else _RequestPricing(ask, config)
+
     async def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> Metered[str]:
         model = context.llm
         if model.identity != config.model:
@@ -69,3 +76,16 @@ class LLMCompletion(FeatureBuilder[str]):
             max_tokens=config.max_tokens,
         )
         return Metered(answer.text, answer.tokens, answer.usd)
+
+
+@dataclass(frozen=True)
+class _RequestPricing:
+    ask: Callable[..., Expected]
+    config: LLMCompletion.Config
+
+    @property
+    def priced(self) -> bool:
+        return self.expected({"prompt": ""}).priced
+
+    def expected(self, key: Mapping[str, Any]) -> Expected:
+        return self.ask(key["prompt"], system=self.config.system, max_tokens=self.config.max_tokens)

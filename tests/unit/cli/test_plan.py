@@ -58,6 +58,7 @@ def test_a_plan_says_what_the_next_run_does(workplace: Workplace, plan: Plan) ->
         "tokens": 0,
         "usd": 0.0,
         "seconds": 0,
+        "expected": False,
     }
 
     workplace.catalog([*TITLES.items(), ("p7", "floor lamp")])
@@ -70,7 +71,7 @@ def test_text_is_a_table(workplace: Workplace, plan: Plan) -> None:
     cold = plan(output="text")
     lines = cold.out.splitlines()
     assert re.fullmatch(
-        r"abt US: 6 products; a run would make 6 paid calls \(\? tokens, \? usd\) and compute for at least "
+        r"abt US: 6 products; a run would make 6 paid calls \(about \d+ tokens, 0.00 usd\) and compute for at least "
         r"[\d.]+ (us|ms|s) of one core",
         lines[0],
     )
@@ -78,10 +79,15 @@ def test_text_is_a_table(workplace: Workplace, plan: Plan) -> None:
         *("builder", "hit", "stale", "miss", "error", "calls", "tokens", "usd", "seconds")
     ]
     (completion,) = [line.split() for line in lines if "LLMCompletion" in line]
-    assert completion == ["LLMCompletion", "0", "0", "6", "0", "6", "?", "?", "?"]
+    assert completion[:7] == [
+        "LLMCompletion",
+        *("0", "0", "6", "0", "6"),
+        f"*{re.findall('about ([0-9]+)', lines[0])[0]}",
+    ]
+    assert completion[7:] == ["*0.00", "?"]
     (searcher,) = [line.split() for line in lines if "Searcher" in line]
     assert searcher[3] == "~6"
-    assert lines[-2].startswith("  ~: about") and lines[-1].startswith("  ?: not known")
+    assert [line[:10] for line in lines[-3:]] == ["  ~: about", "  *: expec", "  ?: not k"]
     workplace.run()
     assert plan(output="text").out.startswith(
         "abt US: 6 products, all proven unchanged: a run would compute nothing"
@@ -98,7 +104,8 @@ def test_a_dry_run_is_the_plan(workplace: Workplace, plan: Plan) -> None:
 
 
 def test_fail_over_usd(workplace: Workplace, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    unknown = plan("--fail-over-usd", "100")
+    unpriced = ("--set", "llm.provider=openai", "--set", "llm.model=m")
+    unknown = plan("--fail-over-usd", "100", *unpriced)
     assert unknown.code == 6 and unknown.summary["status"] == "failed"
     assert "nobody knows whether this run stays below 100.0 usd: LLMCompletion would" in unknown.err
     monkeypatch.setattr(
