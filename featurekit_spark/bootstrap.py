@@ -152,7 +152,7 @@ class Bootstrap:
             timeout_s=llm.timeout_s,
             deadline_s=llm.deadline_s,
             attempts=llm.attempts,
-            limiter=self.get_limiter(),
+            limiter=self.get_limiter(llm),
             price=self.get_price(llm),
             answer_tokens=llm.answer_tokens,
         )
@@ -172,13 +172,13 @@ class Bootstrap:
         table = PriceTable.parse(read_file(Path(prices)), origin=prices)
         return table.price(of.model or "", utc_now().date())
 
-    def get_limiter(self) -> RateLimiter:
-        """The model's calls per minute: shared through Redis where `llm.redis_url` is set, else by this machine."""
-        llm = self.settings.llm
-        rates = Rates(llm.requests_per_minute, llm.tokens_per_minute)
-        name = digest("calls", llm.base_url, llm.model or "", llm.api_key_env)
-        if llm.redis_url is not None:
-            return RedisLimiter(llm.redis_url, name, rates)
+    def get_limiter(self, of: LLMSettings | EmbedderSettings) -> RateLimiter:
+        """A model's calls per minute: shared through Redis where `llm.redis_url` is set, else by this machine."""
+        rates = Rates(of.requests_per_minute, of.tokens_per_minute)
+        name = digest("calls", of.base_url, of.model or "", of.api_key_env)
+        redis_url = self.settings.llm.redis_url
+        if redis_url is not None:
+            return RedisLimiter(redis_url, name, rates)
         return LocalLimiter() if rates == Rates() else HostLimiter(limits_folder(), name, rates)
 
     def get_embedder(self) -> Embedder:
@@ -208,6 +208,7 @@ class Bootstrap:
                     batch_size=embedder.batch_size,
                     requests=embedder.concurrency,
                     policy=RetryPolicy(timeout_s=embedder.timeout_s),
+                    limiter=self.get_limiter(embedder),
                     price=self.get_price(embedder),
                 )
             case _:

@@ -168,6 +168,8 @@ class EmbedderSettings(_Section):
     batch_size: Count = 128
     concurrency: Count = 4
     timeout_s: Seconds = 60.0
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
     price: PriceSettings | None = None
 
     @model_validator(mode="after")

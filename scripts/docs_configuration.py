@@ -53,6 +53,9 @@ MEANINGS = {
     "embedder.batch_size": "Texts in one request, or in one call of a model of `sentence-transformers`.",
     "embedder.concurrency": "Requests in flight, of all tasks of a run together.",
     "embedder.timeout_s": "Seconds until an attempt is given up.",
+    "embedder.requests_per_minute": "At most so many requests a minute, of all processes of this machine (of all that "
+    "share `llm.redis_url`); null is no limit.",
+    "embedder.tokens_per_minute": "At most so many tokens a minute, likewise.",
     "embedder.price": "usd per million tokens: `{input: 0.02, output: 0}`. Null asks the table in `llm.prices`.",
     "llm.provider": "`offline` is a stand-in that calls nothing; `openai` is any server that speaks that protocol.",
     "llm.base_url": "The server's address, up to `/v1`.",

