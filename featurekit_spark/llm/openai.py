@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     import openai
 
 __all__ = ["OpenAIChat"]
+
+_log = logging.getLogger(__name__)
 
 _TRIED_AGAIN = frozenset({408, 409})  # and all from 500
 _OF_NOBODY = frozenset({401, 403, 404})  # no prompt gets an answer with this key, or from this address
@@ -149,6 +152,8 @@ class OpenAIChat:
         usage = usage_of(
             reply.usage, prompt=prompt, system=system, text=reply.text, model=self.model, price=self.price
         )
+        if usage.counted_by != "provider":
+            _counted_here(self.model, self.base_url, usage.counted_by)
         tokens = usage.prompt_tokens, usage.completion_tokens
         if reply.refused is not None:
             failure = _final(reply.refused)
@@ -278,6 +283,13 @@ def _read(body: bytes) -> _Reply:
 
 def _unclear(message: str) -> CallFailure:
     return CallFailure(message, FailureKind.RETRYABLE, Sign.BROKEN)
+
+
+@cache
+def _counted_here(model: str, base_url: str, counted_by: str) -> None:
+    """Say once per process that a server reports no usage."""
+    how = "by the model's vocabulary" if counted_by == "tokenizer" else "by a rule of thumb, an estimate"
+    _log.warning("%s at %s reports no usage; tokens are counted %s", model, base_url, how)
 
 
 def _final(message: str) -> CallFailure:

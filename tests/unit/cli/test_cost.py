@@ -116,8 +116,9 @@ def test_failed_attempts_are_counted(
     assert "(1 of all failed)" in text(workplace)[-1]
     server.then(200, chat_reply(None, refusal="I will not"))
     assert workplace.run(*model, *PRICE).code == 5
-    (row,) = cost()["rows"]
-    assert (row["calls"], row["failed"]) == (7, 2)
+    (row,) = cost()["rows"]  # a refusal is an answer that was paid for
+    assert (row["calls"], row["failed"], row["unpriced"], row["tokens"]) == (7, 2, 1, 60)
+    assert row["usd"] == pytest.approx(6 * EACH)
 
 
 def test_a_run_without_a_record_is_its_merchants_all_the_same(
@@ -197,6 +198,22 @@ def test_prices_come_from_a_file(
     assert ran.summary["builders"]["LLMCompletion"]["usd"] == pytest.approx(6 * EACH)  # paid today
     missing = workplace.run(*model, "--set", "llm.prices=nowhere.yaml")
     assert missing.code == 3 and "llm.prices: 'nowhere.yaml' is no file" in missing.err
+
+
+def test_an_answer_without_usage_is_counted_here_and_that_is_said_once(
+    workplace: Workplace,
+    server: ChatServer,
+    model: tuple[str, ...],
+    cost: Cost,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(6):
+        server.then(200, {**chat_reply("1. a lamp"), "usage": None})
+    assert workplace.run(*model, *PRICE).code == 0
+    (row,) = cost()["rows"]
+    assert row["tokens"] > 6 * 10 and row["usd"] > 0
+    said = [record.getMessage() for record in caplog.records if "reports no usage" in record.getMessage()]
+    assert len(said) == 1 and "tokens are counted by a rule of thumb, an estimate" in said[0]
 
 
 def test_what_it_cannot_be_grouped_by(workplace: Workplace, cost: Cost) -> None:
