@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import cycle
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,8 @@ _log = logging.getLogger(__name__)
 _TRIED_AGAIN = frozenset({408, 409})  # and all from 500
 _OF_NOBODY = frozenset({401, 403, 404})  # no prompt gets an answer with this key, or from this address
 _FIRST_GUESS = 256
+# The HTTP client looks at each of its connections for each call: many small ones cost less than a large one.
+_CALLS_PER_CLIENT = 8
 
 
 class OpenAIChat:
@@ -165,7 +169,8 @@ class OpenAIChat:
         """Close the running loop's connections; another call opens new ones."""
         line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
-            await line.client.close()
+            for client in line.clients:
+                await client.close()
         await self.limiter.aclose()
 
     def _line(self) -> _Line:
@@ -185,23 +190,25 @@ class OpenAIChat:
                 raise ContextError(
                     "OpenAIChat needs the openai package: pip install 'featurekit-spark[llm]'"
                 ) from error
-            client = AsyncOpenAI(
-                api_key=key,
-                base_url=self.base_url,
-                timeout=None,  # an attempt's time is measured as a whole, not per read
-                max_retries=0,
-                # A connection for each call in flight, kept: the default keeps 100.
-                http_client=DefaultAsyncHttpxClient(
-                    timeout=None, limits=httpx2.Limits(max_keepalive_connections=self.concurrency)
-                ),
-            )
+            trusted = httpx2.create_ssl_context()  # slow to make
+            clients = [
+                AsyncOpenAI(
+                    api_key=key,
+                    base_url=self.base_url,
+                    timeout=None,  # an attempt's time is measured as a whole, not per read
+                    max_retries=0,
+                    http_client=DefaultAsyncHttpxClient(timeout=None, verify=trusted),
+                )
+                for _ in range(math.ceil(self.concurrency / _CALLS_PER_CLIENT))
+            ]
+            turns = cycle(clients)
 
             async def ask(request: dict[str, Any]) -> bytes:
                 # The bare response: making the SDK's models of it takes as long as all the rest.
-                answer = await client.post("/chat/completions", body=request, cast_to=httpx2.Response)
+                answer = await next(turns).post("/chat/completions", body=request, cast_to=httpx2.Response)
                 return answer.content
 
-            self._lines[loop] = _Line(client, asyncio.Semaphore(self.concurrency), ask)
+            self._lines[loop] = _Line(clients, asyncio.Semaphore(self.concurrency), ask)
         return self._lines[loop]
 
 
@@ -209,7 +216,7 @@ class OpenAIChat:
 class _Line:
     """What calls on one event loop share."""
 
-    client: openai.AsyncOpenAI
+    clients: list[openai.AsyncOpenAI]
     free: asyncio.Semaphore
     ask: Callable[[dict[str, Any]], Awaitable[bytes]]
     clock: Clock = field(default_factory=Clock)
