@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from featurekit_spark.config import read_file
+from featurekit_spark.config import load_settings, read_file
 from featurekit_spark.errors import ConfigError, UsageError
 from featurekit_spark.paid.prices import Price, PriceTable
 
@@ -92,6 +92,12 @@ def test_a_price_holds_from_its_day_until_the_next_one() -> None:
 def test_a_table_that_cannot_be_read_says_where(data: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         PriceTable.parse(data, origin="x")
+
+
+def test_the_settings_that_are_shipped_name_the_table_and_a_model_in_it() -> None:
+    settings = load_settings(merchant="abt", market="US", conf_file=SHIPPED.with_name("prod.yaml")).llm
+    assert settings.prices == f"conf/{SHIPPED.name}" and settings.model is not None
+    assert PriceTable.parse(read_file(SHIPPED), origin="x").price(settings.model, DAY) is not None
 
 
 def test_the_table_that_is_shipped() -> None:
