@@ -99,3 +99,13 @@ def test_an_unknown_change_is_refused() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "'everything' is unknown; choose from none, prices," in done.stderr
+
+
+@pytest.mark.jobs
+@pytest.mark.slow
+def test_calls_tells_what_became_of_each_prompt() -> None:
+    _, figures, said = bench("calls", "--prompts", "96", "--parts", "latency,storm")
+    latency, storm = figures["rows"]
+    assert latency["calls"] == 96, said
+    assert sum(storm["outcomes"].values()) == 96 and set(storm["outcomes"]) <= {"answered", "error"}
+    assert storm["answered_twice"] == 0 and storm["calls"] > 96
