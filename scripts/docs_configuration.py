@@ -74,8 +74,8 @@ MEANINGS = {
     "llm.attempts": "How often a call is tried where that can help: rate limits, server errors, lost connections.",
     "llm.requests_per_minute": "At most so many calls a minute, of all processes of this machine; null is no limit.",
     "llm.tokens_per_minute": "At most so many tokens a minute, likewise.",
-    "llm.redis_url": "Where all hosts and jobs share the two limits. Without it each task on a cluster gets its part. A "
-    "password in it is masked wherever it is shown.",
+    "llm.redis_url": "Where all hosts and jobs share the two limits. Without it each task on a cluster gets its part. "
+    "A password in it is masked wherever it is shown.",
     "llm.timeout_s": "Seconds until an attempt is given up.",
     "llm.suggestions": "How many descriptions are asked for and taken from an answer.",
     "search.top_k": "Recommendations per product.",

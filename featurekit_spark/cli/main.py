@@ -122,8 +122,8 @@ def run_command(
 ) -> Answer | None:
     """Run the logic builders of one merchant and market, and publish their recommendations.
 
-    Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality,
-    5 partial, 6 quota spent or no new calls allowed, 75 stopped by its own budget, or a temporary failure: run again, 130 interrupted.
+    Exit codes: 0 ok, 1 bug, 2 usage, 3 configuration, 4 data quality, 5 partial, 6 quota spent or new calls needed,
+    75 stopped by its own budget, or a temporary failure: run again, 130 interrupted.
 
     Example: featurekit run --merchant demo --market US --conf-file conf/dev.yaml --engine local
     """

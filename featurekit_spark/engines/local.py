@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -30,19 +28,11 @@ class LocalEngine:
     def check(self, plan: Plan, job: Job) -> None:
         """Nothing has to travel."""
 
-    def __init__(self) -> None:
-        self._starter: threading.Thread | None = None
-
     def prepare(self, keys: int, plan: Plan, job: Job) -> None:
-        """Load what the run's builders will need while sources are read and checked."""
-        if keys and self._starter is None:
-            self._starter = threading.Thread(target=_warm_up, args=(plan, job), daemon=True)
-            self._starter.start()
+        """Nothing has to be started."""
 
     def settle(self) -> None:
-        if self._starter is not None:
-            self._starter.join()
-            self._starter = None
+        """Nothing runs in the background."""
 
     def run_stage(
         self,
@@ -74,13 +64,3 @@ class LocalEngine:
     def scan(self, scan: Any) -> pa.Table:
         table: pa.Table = scan.to_arrow()
         return table
-
-
-def _warm_up(plan: Plan, job: Job) -> None:
-    """What fails here fails where it is used, and is told there."""
-    builders = {b for stage in plan.stages if isinstance(stage, KeyedStage) for b in stage.builders}
-    for name in sorted({name for builder in builders for name in builder.needs}):
-        with suppress(Exception):
-            warm_up = getattr(getattr(job.context, name, None), "warm_up", None)
-            if warm_up is not None:
-                warm_up()

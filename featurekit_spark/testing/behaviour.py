@@ -425,7 +425,8 @@ class CacheBehaviour:
         assert cache.runs('["other"]') == []
         cache.record_run(replace(first, run_id="r4", status="stopped"))
         last = cache.last_run('["abt"]')
-        assert last is not None and last.run_id == "r2"
+        assert last is not None
+        assert last.run_id == "r2"
         assert [record.run_id for record in cache.runs('["abt"]')] == ["r4", "r2", "r1"]
 
     # -- many writers ----------------------------------------------------------------------------------------

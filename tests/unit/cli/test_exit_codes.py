@@ -19,6 +19,7 @@ CODES = {
     "DefinitionError": 3,
     "FeaturekitError": 1,
     "LockedError": 75,
+    "NewCallsError": 6,
     "NotBuiltError": 1,
     "PublishGateError": 4,
     "ServiceError": 75,

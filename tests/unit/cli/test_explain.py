@@ -122,7 +122,7 @@ def test_a_run(workplace: Workplace) -> None:
     code, out, _ = explain(workplace, "LLMProductPrompt", "--run", "r2")
     assert code == 0
     assert out.startswith(
-        "run r2 of abt US: ok\nLLMProductPrompt: 5 hit, 1 computed, 0 empty, 0 error, 0 calls\n"
+        "run r2 of abt US: ok\nLLMProductPrompt: 5 hit, 1 computed, 0 updated, 0 empty, 0 error, 0 calls\n"
     )
     assert "    config  LLMProductPrompt.Config(template='get recommendations for {title}') (" in out
     assert "run r3 of abt US: ok, nothing had changed" in explain(workplace, "--run", "r3")[1]
