@@ -79,7 +79,10 @@ MEANINGS = {
     "llm.timeout_s": "Seconds until an attempt is given up.",
     "llm.suggestions": "How many descriptions are asked for and taken from an answer.",
     "search.top_k": "Recommendations per product.",
-    "prompt_template": "The user message; `{title}` is its one field, `{{` and `}}` are braces.",
+    "template_engine": "`fields`: plain named fields. `jinja`: conditions, filters and loops (extra `llm`), in a "
+    "sandbox.",
+    "prompt_template": "The user message; `{title}` is its one field, `{{` and `}}` are braces. With `jinja` it is "
+    "written `{{ title }}`.",
     "logic_builders": "Builders to run and publish, as `module:Class`. The first one is the main one.",
     "logic_keys": "The key set whose members they are run for, as `module:Class`.",
     "run.max_calls": "At most so many paid calls in one run; then it stops, everything paid for is kept, and the next "
