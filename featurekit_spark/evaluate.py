@@ -41,6 +41,7 @@ __all__ = ["Evaluator", "Lookup"]
 Builder = type[FeatureBuilder[Any]]
 Key = tuple[Any, ...]
 _log = logging.getLogger(__name__)
+_MICRO_BATCH = 8  # answers of a client that does not tell how many calls it makes at once
 _FORMER = 3  # of a group's earlier values those that are looked at
 
 
@@ -239,7 +240,9 @@ class Evaluator:
             if len(entries):
                 journal.add(entries)
 
-        return Keep(journal.size, write)
+        clients = (getattr(self.context, name, None) for name in batch.bound.builder.needs)
+        in_flight = max((getattr(client, "concurrency", 0) for client in clients), default=0)
+        return Keep(journal.size or in_flight or _MICRO_BATCH, write)
 
     def _update(self, batch: Batch, misses: list[int]) -> list[int]:
         """Take in values that follow from those before the group changed; the rows that have to be built."""

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "RunResult", "Session"]
 
-_MICRO_BATCH = 8
 _NAMED = 20  # of the calls that are not allowed
 Target: TypeAlias = "type[FeatureBuilder[Any]] | Dep"
 
@@ -51,7 +50,7 @@ class Limits:
     """What is small. `in_process_keys`: a stage of at most so many keys runs in the driver's process; `batch_rows`:
     keys per call of `build`; `partitions`: of a Spark stage (None: the session's default parallelism);
     `collect_mb`: a catalog or a stage's results of more stay in Spark and Delta and do not pass through the driver;
-    `micro_batch`: so many paid answers are made durable at once (None: as many as the client makes calls)."""
+    `micro_batch`: so many paid answers are made durable at once (None: as many as a client makes calls)."""
 
     in_process_keys: int = 2_000
     batch_rows: int = 2_048
@@ -255,11 +254,6 @@ class Session:
         self.cache.put_mark(key_json(key), {name: mark for name, mark in marks.items() if mark} or None)
         return result
 
-    def _in_flight(self, graph: Graph) -> int:
-        """How many calls the clients of paid builders make at once, as far as they say."""
-        clients = [getattr(self.context, name, None) for b in graph if b.paid for name in b.needs]
-        return max((getattr(client, "concurrency", 0) for client in clients), default=0) or _MICRO_BATCH
-
     def _refuse_new_calls(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> None:
         """NewCallsError where something would have to be paid for; it is counted before anything is computed."""
         if not passes_through_driver(plan, job, self.engine, group=key):
@@ -306,7 +300,7 @@ class Session:
             yield job
             return
         take_in(self.cache, now=datetime.now(UTC))
-        journal = self.cache.journal(job.run_id, size=self.limits.micro_batch or self._in_flight(graph))
+        journal = self.cache.journal(job.run_id, size=self.limits.micro_batch)
         with nullcontext() if journal is None else journal.opened():
             yield replace(job, journal=journal)
 

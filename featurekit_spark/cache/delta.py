@@ -129,7 +129,7 @@ class DeltaCache:
     def journals(self) -> str | None:
         return None if self.storage_options else f"{self.path}/journal"
 
-    def journal(self, run_id: str, *, size: int) -> Journal | None:
+    def journal(self, run_id: str, *, size: int | None) -> Journal | None:
         return None if self.journals is None else Journal(self.journals, run_id, size)
 
     def append_staged(self, files: Sequence[StagedFile]) -> None:

@@ -39,8 +39,9 @@ _SCHEMA: Final = pa.schema([field for field in ENTRY_SCHEMA if field.name != "re
 class JournalingCache(Protocol):
     """A cache that keeps a journal beside it."""
 
-    def journal(self, run_id: str, *, size: int) -> Journal | None:
-        """A run's journal with micro-batches of `size` answers; None where workers could not reach it."""
+    def journal(self, run_id: str, *, size: int | None) -> Journal | None:
+        """A run's journal with micro-batches of `size` answers, None for what a builder's client has in flight. None where
+        workers could not reach it."""
 
     @property
     def journals(self) -> str | None:
@@ -57,7 +58,7 @@ class Journal:
 
     folder: str
     run_id: str
-    size: int = 8
+    size: int | None = None
     _found: dict[tuple[str, str], Entry] | None = field(default=None, repr=False)
     _begun: bool = field(default=False, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)

@@ -103,7 +103,7 @@ class OverlayCache:
     def journals(self) -> str | None:
         return self.own.journals if isinstance(self.own, JournalingCache) else None
 
-    def journal(self, run_id: str, *, size: int) -> Journal | None:
+    def journal(self, run_id: str, *, size: int | None) -> Journal | None:
         return self.own.journal(run_id, size=size) if isinstance(self.own, JournalingCache) else None
 
     def staging(self, run_id: str) -> Staging | None:

@@ -46,7 +46,7 @@ def shares(work: StageWork, session: SparkSession, tasks: int | None = None) -> 
         most = min([at_once, *(getattr(value, "concurrency", at_once) for value in parted.values())])
     own = {name: value.divided(most, one_host=_on_one_host(session)) for name, value in parted.items()}
     journal = work.journal
-    if journal is not None:
+    if journal is not None and journal.size is not None:
         journal = replace(journal, size=math.ceil(journal.size / most))
     context = {**work.context, **own}
     return replace(work, context=context, journal=journal, tasks=most if most < at_once else None)
