@@ -40,7 +40,7 @@ class JournalingCache(Protocol):
     """A cache that keeps a journal beside it."""
 
     def journal(self, run_id: str, *, size: int | None) -> Journal | None:
-        """A run's journal with micro-batches of `size` answers, None for what a builder's client has in flight. There is
+        """A run's journal with micro-batches of `size` answers, None for what its client has in flight. There is
         none where workers could not reach it."""
 
     @property
