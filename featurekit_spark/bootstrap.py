@@ -131,6 +131,7 @@ class Bootstrap:
             "market": self.market,
             "logic_builders": list(settings.logic_builders),
             "prompt_template": settings.prompt_template,
+            "template_engine": settings.template_engine,
             "title_attribute": settings.product_db.title_attribute,
             "dimensions": dict(settings.product_db.dimensions.get(self.market, {})),
             "top_k": settings.search.top_k,

@@ -45,9 +45,9 @@ class FixedClock:
 class Context:
     """The dependencies of a run or a request, all optional.
 
-    `merchant_config` is read with defaults: `prompt_template`, `top_k`, `title_attribute`, `dimensions` (of
-    the market), `logic_builders`, `suggestions`, `temperature`, `max_tokens`, and what builders of your own
-    look for. A builder sees only the attributes it names in `needs`. For attributes of your own, subclass
+    `merchant_config` is read with defaults: `prompt_template`, `template_engine`, `top_k`, `title_attribute`,
+    `dimensions` (of the market), `logic_builders`, `suggestions`, `temperature`, `max_tokens`, and what builders
+    of your own look for. A builder sees only the attributes it names in `needs`. For attributes of your own, subclass
     with a frozen dataclass.
     """
 

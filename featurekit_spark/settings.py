@@ -308,7 +308,8 @@ class Settings(_Section):
     embedder: EmbedderSettings = EmbedderSettings()
     llm: LLMSettings = LLMSettings()
     search: SearchSettings = SearchSettings()
-    prompt_template: Text = "get recommendations for {title}"
+    template_engine: Literal["fields", "jinja"] = "fields"
+    prompt_template: Annotated[Text, Field(validate_default=True)] = "get recommendations for {title}"
     logic_builders: Annotated[tuple[ImportPath, ...], Field(min_length=1)] = (
         "featurekit_spark.apps.product_recs:LLMLogic",
     )
@@ -322,8 +323,16 @@ class Settings(_Section):
 
     @field_validator("prompt_template")
     @classmethod
-    def _prompt_fields(cls, template: str) -> str:
-        _template_fields(template, known={"title"})
+    def _prompt_fields(cls, template: str, info: Any) -> str:
+        if info.data.get("template_engine") == "jinja":
+            from featurekit_spark.llm.templates import check_template
+
+            try:
+                check_template(template, {"title"})
+            except ConfigError as error:
+                raise PydanticCustomError("template", "is refused: {why}", {"why": str(error)}) from None
+        else:
+            _template_fields(template, known={"title"})
         return template
 
     @field_validator("logic_builders")

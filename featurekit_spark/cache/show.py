@@ -67,7 +67,9 @@ def show(
             {
                 "current": row["status"] == "ok" and row["entry_id"] in now,
                 "status": row["status"],
-                "value": decoded(row["value"], types.get(row["config_hash"]), cls),
+                "value": decoded(row["value"], types.get(row["config_hash"]), cls)
+                if row["status"] == "ok"
+                else decoded(row["value"], None, None),
                 "error": row["error"],
                 "ts": row["ts"],
                 "seconds": row["seconds"],

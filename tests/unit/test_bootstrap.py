@@ -109,6 +109,7 @@ def test_what_builders_read_of_the_settings() -> None:
         "market": "US",
         "logic_builders": ["featurekit_spark.apps.product_recs:LLMLogic"],
         "prompt_template": "like {title}",
+        "template_engine": "fields",
         "title_attribute": "name",
         "dimensions": {"locale": "en-US"},
         "top_k": 5,

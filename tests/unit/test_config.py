@@ -166,6 +166,7 @@ def test_a_market_below_a_variable_keeps_its_case() -> None:
         ("prompt_template='for {title.x}'", "prompt_template: has the field {title.x};"),
         ("prompt_template='for {title!r:>3}'", "prompt_template: has the field {title!r:>3};"),
         ("prompt_template='for {title'", "prompt_template: is no template"),
+        ("template_engine=jinja2", "template_engine: "),
         ("llm={model: a, model: b}", 'found duplicate key "model"'),
         ("llm.model=[a", "is not valid YAML"),
         ("llm=&a {model: *a}", "an alias contains itself"),
@@ -176,6 +177,18 @@ def test_a_wrong_value_is_told_where_and_what(override: str, message: str) -> No
         load(override)
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"--set {override.partition('=')[0]}: ")
+
+
+def test_a_template_is_checked_by_its_engine() -> None:
+    assert (
+        load("template_engine=jinja", "prompt_template='for {{ title | lower }}'").template_engine == "jinja"
+    )
+    # Written for the other engine it would be the same prompt for every product.
+    for overrides in (["template_engine=jinja"], ["template_engine=jinja", "prompt_template='for {title}'"]):
+        with pytest.raises(ConfigError, match="prompt_template: is refused: .* reads no field"):
+            load(*overrides)
+    with pytest.raises(ConfigError, match="prompt_template: is refused: .*'titel', which nothing gives"):
+        load("template_engine=jinja", "prompt_template='for {{ titel }}'")
 
 
 def test_every_problem_is_listed_with_its_own_source(tmp_path: Path) -> None:

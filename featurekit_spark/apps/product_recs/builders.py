@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Source, U
 from featurekit_spark.embed.text import TextEmbedding
 from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.completion import LLMCompletion
+from featurekit_spark.llm.templates import render_jinja
 from featurekit_spark.search import OldLists, merge_top_k
 from featurekit_spark.sources.base import is_blank, resolve_dimension
 
@@ -232,15 +233,24 @@ class LLMProductPrompt(FeatureBuilder[str]):
 
     @dataclass(frozen=True)
     class Config:
-        """`template`: text with the named field `{title}`; `{{` and `}}` stand for braces."""
+        """`engine` fields: text with the named field `{title}`; `{{` and `}}` stand for braces. `engine` jinja: a Jinja
+        template that reads `title`."""
 
         template: str = "get recommendations for {title}"
+        engine: Literal["fields", "jinja"] = "fields"
 
     def default_config(self, context: Any) -> Config:
-        return self.Config(context.merchant_config.get("prompt_template", self.Config.template))
+        merchant = context.merchant_config
+        return self.Config(
+            merchant.get("prompt_template", self.Config.template),
+            merchant.get("template_engine", self.Config.engine),
+        )
 
-    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[str]:
-        return render(config.template, {"title": list(inputs["ProductEmbeddingString"])})
+    def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> Sequence[str | Exception]:
+        fields = {"title": list(inputs["ProductEmbeddingString"])}
+        if config.engine == "jinja":
+            return render_jinja(config.template, fields)
+        return render(config.template, fields)
 
 
 class LLMSuggestions(FeatureBuilder[list[str]]):

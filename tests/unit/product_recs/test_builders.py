@@ -19,6 +19,7 @@ from featurekit_spark.apps.product_recs import (
     SimilarProducts,
 )
 from featurekit_spark.apps.product_recs.builders import merged
+from featurekit_spark.builder import bind
 from featurekit_spark.embed import HashingEmbedder
 from featurekit_spark.errors import BuildError, NotBuiltError
 from featurekit_spark.search import MatrixStore
@@ -78,6 +79,34 @@ def test_the_prompt_is_the_template_with_the_title(tmp_path: Path) -> None:
     assert (
         controller(tmp_path).get(LLMProductPrompt, at("p1")).value == "get recommendations for Red desk lamp"
     )
+
+
+def test_a_template_with_logic_is_part_of_the_prompt_s_identity(tmp_path: Path) -> None:
+    words = {
+        "template_engine": "jinja",
+        "prompt_template": "like {{ title[:15] | lower }}{{ '?' if 'lamp' in title }}",
+    }
+    got = controller(tmp_path, titles={**TITLES, "p8": "{{ 7*7 }} {title}"}, merchant_config=words)
+    assert got.get(LLMProductPrompt, at("p1")).value == "like red desk lamp?"
+    assert got.get(LLMProductPrompt, at("p8")).value == "like {{ 7*7 }} {titl"
+    assert got.get(LLMProductPrompt, at("p5")).value is None
+    template = {"prompt_template": "about {{ title }}"}
+    hashes = {
+        bind(LLMProductPrompt, Context(merchant_config={**template, "template_engine": engine})).config_hash
+        for engine in ("fields", "jinja")
+    }
+    assert len(hashes) == 2
+
+
+def test_a_prompt_that_cannot_be_made_is_its_product_s_error(tmp_path: Path) -> None:
+    words = {"template_engine": "jinja", "prompt_template": "{{ title[13] }}"}
+    got = controller(tmp_path, merchant_config=words)
+    first, second = got.get_many(LLMProductPrompt, [at("p1"), at("p2")])
+    assert second.value == "p"
+    assert 'LLMProductPrompt["shop","US","p1"]: prompt_template \'{{ title[13] }}\' cannot' in (
+        first.error or ""
+    )
+    assert "title" in (first.error or "")
 
 
 @pytest.mark.parametrize("product_id", ["p5", "p6", "unknown"])
