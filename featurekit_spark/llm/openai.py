@@ -120,15 +120,15 @@ class OpenAIChat:
     ) -> Completion:
         """One answer. ServiceError after the last attempt, BuildError where no attempt can help, BudgetError
         where the account has no quota left, ContextError without an API key."""
-        request: dict[str, Any] = {"model": self.model, "messages": _messages(system, earlier, prompt)}
-        if temperature is not None:
-            request["temperature"] = temperature
-        if max_tokens is not None:
-            request["max_tokens"] = max_tokens
-        if response_format is not None:
-            request["response_format"] = dict(response_format)
         line = self._line()
-        async with line.free:
+        async with line.free:  # before anything else: thousands may wait here
+            request: dict[str, Any] = {"model": self.model, "messages": _messages(system, earlier, prompt)}
+            if temperature is not None:
+                request["temperature"] = temperature
+            if max_tokens is not None:
+                request["max_tokens"] = max_tokens
+            if response_format is not None:
+                request["response_format"] = dict(response_format)
             called = await with_retries(
                 lambda: self._attempt(line, request, prompt, system),
                 lambda error: _judged(error, line.clock),
