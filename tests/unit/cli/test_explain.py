@@ -124,7 +124,10 @@ def test_a_run(workplace: Workplace) -> None:
     assert out.startswith(
         "run r2 of abt US: ok\nLLMProductPrompt: 5 hit, 1 computed, 0 updated, 0 empty, 0 error, 0 calls\n"
     )
-    assert "    config  LLMProductPrompt.Config(template='get recommendations for {title}') (" in out
+    assert (
+        "    config  LLMProductPrompt.Config(template='get recommendations for {title}', engine='fields') ("
+        in out
+    )
     assert "run r3 of abt US: ok, nothing had changed" in explain(workplace, "--run", "r3")[1]
     builders = facts(workplace, "--run", "r1")["builders"]
     assert builders["LLMLogic"]["computed"] == 6
