@@ -16,7 +16,7 @@ from featurekit_spark.builder import FeatureBuilder, Metered
 from featurekit_spark.costs import Expected, Pricing
 from featurekit_spark.errors import ContextError
 
-__all__ = ["LIST_INSTRUCTION", "LLMCompletion"]
+__all__ = ["LIST_INSTRUCTION", "LLMCompletion", "RequestPricing"]
 
 LIST_INSTRUCTION = (
     "Answer with a numbered list only, one item per line and no other text. "
@@ -60,7 +60,7 @@ class LLMCompletion(FeatureBuilder[str]):
     def pricing(self, config: Config, context: Any) -> Pricing | None:
         """What the model says of its calls before they are made; None for one that says nothing."""
         ask = getattr(context.llm, "expected_cost", None)
-        return None if ask is None else _RequestPricing(ask, config)
+        return None if ask is None else RequestPricing(ask, config.system, config.max_tokens)
 
     async def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> Metered[str]:
         model = context.llm
@@ -79,13 +79,16 @@ class LLMCompletion(FeatureBuilder[str]):
 
 
 @dataclass(frozen=True)
-class _RequestPricing:
+class RequestPricing:
+    """What a model says of its calls before they are made, by `ask`, its `expected_cost`."""
+
     ask: Callable[..., Expected]
-    config: LLMCompletion.Config
+    system: str | None
+    max_tokens: int | None
 
     @property
     def priced(self) -> bool:
         return self.expected({"prompt": ""}).priced
 
     def expected(self, key: Mapping[str, Any]) -> Expected:
-        return self.ask(key["prompt"], system=self.config.system, max_tokens=self.config.max_tokens)
+        return self.ask(key["prompt"], system=self.system, max_tokens=self.max_tokens)

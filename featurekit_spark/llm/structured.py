@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from featurekit_spark.builder import FeatureBuilder, Metered
+from featurekit_spark.costs import Pricing
 from featurekit_spark.errors import BuildError, ContextError, DefinitionError, FeaturekitError
 from featurekit_spark.llm.base import ChatModel, Completion, Message
+from featurekit_spark.llm.completion import RequestPricing
 from featurekit_spark.values import value_type
 
 if TYPE_CHECKING:
@@ -90,6 +92,12 @@ class StructuredCompletion(FeatureBuilder[dict[str, Any]]):
             temperature=merchant.get("temperature"),
             max_tokens=merchant.get("max_tokens"),
         )
+
+    def pricing(self, config: Config, context: Any) -> Pricing | None:
+        """What the model says of its calls before they are made, repairs not counted; the schema is read as well."""
+        ask = getattr(context.llm, "expected_cost", None)
+        read = f"{config.system or ''}{config.response_format}"
+        return None if ask is None else RequestPricing(ask, read, config.max_tokens)
 
     async def build_one(
         self, inputs: dict[str, Any], config: Config, context: Any

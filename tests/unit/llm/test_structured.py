@@ -21,6 +21,7 @@ from featurekit_spark.cache.show import show
 from featurekit_spark.cache.verify import verify
 from featurekit_spark.context import Context
 from featurekit_spark.controller import Controller
+from featurekit_spark.costs import pricing_of
 from featurekit_spark.errors import DefinitionError
 from featurekit_spark.llm import OfflineLLM, OpenAIChat, StructuredCompletion
 from featurekit_spark.testing.fakes import CountingLLM
@@ -327,6 +328,15 @@ def test_a_model_of_a_user_s_own_is_asked_with_the_schema() -> None:
     assert feature.status == "error"
     assert sum(model.calls.values()) == 2
     assert rows(cache)[0]["usd"] == 0.5
+
+
+def test_what_calls_will_take_is_told_beforehand() -> None:
+    bound = bind(ProductVerdict, Context())
+    pricing = pricing_of(bound, Context())
+    assert pricing is not None and pricing.priced
+    told = pricing.expected({"prompt": "a lamp"}).tokens
+    assert told is not None and told > len(bound.config.response_format) / 4
+    assert pricing_of(bind(ProductVerdict, Context(llm=CountingLLM())), Context(llm=CountingLLM())) is None
 
 
 def test_the_builder_travels_to_workers() -> None:
