@@ -87,7 +87,7 @@ RUN_SCHEMA: Final = pa.schema(
 
 
 # Entries and what finds them are made by the hundred thousand: frozen ones take several times as long.
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Entry:
     """One row of ENTRY_SCHEMA. `status` is ok or error; an error entry answers no request: its value is none, or a
     model's text that could not be used."""
