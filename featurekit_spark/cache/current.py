@@ -101,7 +101,7 @@ def listed(column: pa.ChunkedArray) -> Iterable[Any]:
         return column.to_pylist()  # type: ignore[no-any-return]
     coded = column.combine_chunks().dictionary_encode()
     # pyarrow's own zone object prints otherwise
-    known = [None if ts is None else ts.replace(tzinfo=UTC) for ts in coded.dictionary.to_pylist()]
+    known = [None if ts is None else ts.astimezone(UTC) for ts in coded.dictionary.to_pylist()]
     return [None if i is None else known[i] for i in coded.indices.to_pylist()]
 
 
