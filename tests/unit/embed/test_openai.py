@@ -231,7 +231,8 @@ def test_requests_keep_to_the_rate(server: EmbeddingServer, by_server: Make) -> 
 
 def test_texts_that_are_long_together_go_apart(server: EmbeddingServer, by_server: Make) -> None:
     by_server().embed(["lamp " * 10_000 for _ in range(9)])
-    assert [len(request["input"]) for request in server.requests] == [4, 4, 1]
+    # Requests are made side by side, and arrive in any order.
+    assert sorted(len(request["input"]) for request in server.requests) == [1, 4, 4]
 
 
 def test_the_key_stays_in_the_environment(
