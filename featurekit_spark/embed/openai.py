@@ -8,12 +8,10 @@ read from the environment when a call is made; it is never kept in this object.
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,9 +20,10 @@ from featurekit_spark import aio
 from featurekit_spark.costs import Expected
 from featurekit_spark.embed.base import Embedded, Vectors, refuse_blank, unit_rows
 from featurekit_spark.embed.coalesce import Coalescer, shares
-from featurekit_spark.embed.openai_answers import Answer, answer_of, judged
+from featurekit_spark.embed.openai_answers import Answer, answer_of
 from featurekit_spark.errors import BuildError, ContextError, UsageError
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
+from featurekit_spark.paid.openai_protocol import api_key, copied, judged, received
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import Breaker, Clock, RetryPolicy, Sign, failure_of, with_retries
 from featurekit_spark.paid.tokens import count_tokens
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIEmbedder"]
 
 _WAIT_S = 0.005  # a text waits so long for others to go with it
+_OF_ONE_TEXT = frozenset({400, 413, 422})  # may be the fault of one text, and not of key or model
 _LONGEST = 200_000  # characters in one request: OpenAI refuses more than 300,000 tokens
 # A request that is refused is halved to find the texts at fault; after this many refusals in a row with no answer
 # between, the fault is the request's and not a text's, and the rest fails with it.
@@ -88,12 +88,12 @@ class OpenAIEmbedder:
         return self.requests * self.batch_size
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (type(self), self._state())
+        return received, (type(self), self._state())
 
     def divided(self, n: int, *, one_host: bool = False) -> OpenAIEmbedder:
         """The embedder as each of `n` tasks that run at once is given it: with its share of the requests in flight
         (at least one) and of the rate limit. `one_host`: all tasks run on this machine."""
-        share = _made(type(self), self._state())
+        share: OpenAIEmbedder = copied(type(self), self._state())
         share.requests = max(1, self.requests // n)
         share.limiter = self.limiter.divided(n, one_host=one_host)
         return share
@@ -171,7 +171,7 @@ class OpenAIEmbedder:
         async with line.free:
             called = await with_retries(
                 once,
-                lambda error: judged(error, line.clock),
+                lambda error: judged(error, line.clock, blames_request=_OF_ONE_TEXT.__contains__),
                 what=f"{self.model} at {self.base_url}",
                 limiter=self.limiter,
                 breaker=line.breaker,
@@ -209,12 +209,7 @@ class OpenAIEmbedder:
         """What belongs to the running loop: client and semaphore are bound to the loop that first uses them."""
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
-            key = os.environ.get(self.api_key_env)
-            if not key:
-                raise ContextError(
-                    f"the environment variable {self.api_key_env} is not set, but {self.model} at "
-                    f"{self.base_url} takes its API key from it. Set it (to any text if none is needed)."
-                )
+            key = api_key(self.api_key_env, what=f"{self.model} at {self.base_url}")
             try:
                 import httpx2
                 from openai import AsyncOpenAI
@@ -250,20 +245,3 @@ class _Line:
     texts: Coalescer[Embedded]
     clock: Clock = field(default_factory=Clock)
     breaker: Breaker = field(default_factory=Breaker)
-
-
-def _received(kind: Any, state: tuple[tuple[str, Any], ...]) -> OpenAIEmbedder:
-    """An embedder that travelled: one for each configuration and process, so that its tasks keep its connections."""
-    try:
-        return _shared(kind, state)
-    except TypeError:  # an attribute of a subclass that cannot be hashed
-        return _made(kind, state)
-
-
-def _made(kind: type[OpenAIEmbedder], state: tuple[tuple[str, Any], ...]) -> OpenAIEmbedder:
-    made = kind.__new__(kind)
-    made.__dict__.update(state, _lines=weakref.WeakKeyDictionary())
-    return made
-
-
-_shared = lru_cache(maxsize=16)(_made)

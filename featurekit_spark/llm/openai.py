@@ -11,12 +11,11 @@ import asyncio
 import json
 import logging
 import math
-import os
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from itertools import cycle
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,12 @@ from featurekit_spark.costs import Expected
 from featurekit_spark.errors import ContextError, UsageError
 from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
+from featurekit_spark.paid.openai_protocol import api_key, copied, final, judged, received, unclear
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import (
     Breaker,
-    CallFailure,
     Clock,
-    FailureKind,
     RetryPolicy,
-    Sign,
-    retry_after,
     with_retries,
 )
 from featurekit_spark.paid.usage import expected_cost, usage_of
@@ -45,7 +41,6 @@ __all__ = ["OpenAIChat"]
 
 _log = logging.getLogger(__name__)
 
-_TRIED_AGAIN = frozenset({408, 409})  # and all from 500
 _OF_NOBODY = frozenset({401, 403, 404})  # no prompt gets an answer with this key, or from this address
 _FIRST_GUESS = 256
 # The HTTP client looks at each of its connections for each call: many small ones cost less than a large one.
@@ -93,12 +88,14 @@ class OpenAIChat:
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = ((name, value) for name, value in self.__dict__.items() if name != "_lines")
-        return _received, (type(self), tuple(state))
+        return received, (type(self), tuple(state))
 
     def divided(self, n: int, *, one_host: bool = False) -> OpenAIChat:
         """The model as each of `n` tasks that run at once is given it: with its share of concurrency (at least one
         call) and of the rate limit. `one_host`: all tasks run on this machine."""
-        share = _made(type(self), tuple(item for item in self.__dict__.items() if item[0] != "_lines"))
+        share: OpenAIChat = copied(
+            type(self), tuple(item for item in self.__dict__.items() if item[0] != "_lines")
+        )
         share.concurrency = max(1, self.concurrency // n)
         share.limiter = self.limiter.divided(n, one_host=one_host)
         return share
@@ -131,7 +128,9 @@ class OpenAIChat:
                 request["response_format"] = dict(response_format)
             called = await with_retries(
                 lambda: self._attempt(line, request, prompt, system),
-                lambda error: _judged(error, line.clock),
+                lambda error: judged(
+                    error, line.clock, blames_request=lambda status: status not in _OF_NOBODY
+                ),
                 what=f"{self.model} at {self.base_url}",
                 limiter=self.limiter,
                 breaker=line.breaker,
@@ -160,7 +159,7 @@ class OpenAIChat:
             _counted_here(self.model, self.base_url, usage.counted_by)
         tokens = usage.prompt_tokens, usage.completion_tokens
         if reply.refused is not None:
-            failure = _final(reply.refused)
+            failure = final(reply.refused)
             failure.tokens, failure.usd = sum(tokens), usage.usd  # it is paid for all the same
             raise failure
         return Completion(reply.text, *tokens, usage.usd, reply.finish_reason, usage.counted_by)
@@ -177,12 +176,7 @@ class OpenAIChat:
         """The client and semaphore of the running loop; both are bound to the loop that first uses them."""
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
-            key = os.environ.get(self.api_key_env)
-            if not key:
-                raise ContextError(
-                    f"the environment variable {self.api_key_env} is not set, but {self.model} at "
-                    f"{self.base_url} takes its API key from it. Set it (to any text if none is needed)."
-                )
+            key = api_key(self.api_key_env, what=f"{self.model} at {self.base_url}")
             try:
                 import httpx2
                 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -234,23 +228,6 @@ class _Line:
         return answer.tokens
 
 
-def _received(kind: Any, state: tuple[tuple[str, Any], ...]) -> OpenAIChat:
-    """A model that travelled: one for each configuration and process, so that its tasks keep its connections."""
-    try:
-        return _shared(kind, state)
-    except TypeError:  # an attribute of a subclass that cannot be hashed
-        return _made(kind, state)
-
-
-def _made(kind: Any, state: tuple[tuple[str, Any], ...]) -> OpenAIChat:
-    made: OpenAIChat = kind.__new__(kind)
-    made.__dict__.update(state, _lines=weakref.WeakKeyDictionary())
-    return made
-
-
-_shared = lru_cache(maxsize=16)(_made)
-
-
 def _messages(system: str | None, earlier: Sequence[Message], prompt: str) -> list[dict[str, str]]:
     first = [] if system is None else [{"role": "system", "content": system}]
     return [*first, *map(dict, earlier), {"role": "user", "content": prompt}]
@@ -271,25 +248,21 @@ def _read(body: bytes) -> _Reply:
     try:
         answer = json.loads(body, object_hook=lambda fields: SimpleNamespace(**fields))
     except ValueError:
-        raise _unclear(f"the server's answer is no JSON: {body[:200]!r}") from None
+        raise unclear(f"the server's answer is no JSON: {body[:200]!r}") from None
     try:
         choice = answer.choices[0]
         message, reason = choice.message, getattr(choice, "finish_reason", None) or "stop"
         text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
     except (AttributeError, IndexError, TypeError):
-        raise _unclear(f"the server's answer has no choices: {body[:200]!r}") from None
+        raise unclear(f"the server's answer has no choices: {body[:200]!r}") from None
     refused = None
     if refusal:
         refused = f"the model refused: {str(refusal)[:200]}"
     elif reason == "content_filter":
         refused = "the provider's content filter stopped the answer"
     elif not isinstance(text, str):
-        raise _unclear(f"the server's answer has no text (finish_reason {reason!r})")
+        raise unclear(f"the server's answer has no text (finish_reason {reason!r})")
     return _Reply(text or refusal or "", reason, getattr(answer, "usage", None), refused)
-
-
-def _unclear(message: str) -> CallFailure:
-    return CallFailure(message, FailureKind.RETRYABLE, Sign.BROKEN)
 
 
 @cache
@@ -297,31 +270,3 @@ def _counted_here(model: str, base_url: str, counted_by: str) -> None:
     """Say once per process that a server reports no usage."""
     how = "by the model's vocabulary" if counted_by == "tokenizer" else "by a rule of thumb, an estimate"
     _log.warning("%s at %s reports no usage; tokens are counted %s", model, base_url, how)
-
-
-def _final(message: str) -> CallFailure:
-    return CallFailure(message, FailureKind.TERMINAL, Sign.WORKS)
-
-
-def _judged(error: Exception, clock: Clock) -> CallFailure:
-    """What an attempt's failure means."""
-    import openai
-
-    match error:
-        case openai.APIStatusError():
-            said = f"status {error.status_code}: {error.message[:300]}"
-            wait = retry_after(error.response.headers, clock)
-            status = error.status_code
-            if error.code == "insufficient_quota" or status == 402:
-                return CallFailure(f"no quota left ({said})", FailureKind.QUOTA, Sign.BUSY)
-            if status == 429:
-                return CallFailure(said, FailureKind.RETRYABLE, Sign.BUSY, retry_after_s=wait)
-            if status in _TRIED_AGAIN or status >= 500:
-                return CallFailure(said, FailureKind.RETRYABLE, Sign.BROKEN, retry_after_s=wait)
-            if status in _OF_NOBODY:
-                return CallFailure(said, FailureKind.TERMINAL, Sign.BROKEN)
-            return _final(said)
-        case ValueError() | TypeError():  # half of a surrogate pair, say
-            return _final(f"the request cannot be sent: {type(error).__name__}: {error}")
-        case _:  # a lost connection
-            return _unclear(f"{type(error).__name__}: {error}")
