@@ -12,17 +12,16 @@ the URL gives `{"requests": n}`, and it ends with its stdin.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from featurekit_spark.llm.offline import OfflineLLM
+from featurekit_spark.testing.loopback import JsonHandler, served
 
 __all__ = ["ChatServer", "chat_reply", "chat_server", "offline_answer"]
 
@@ -79,17 +78,12 @@ def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) ->
     """A running server; `answer` makes the text of an answer from the user message. Port 0: any free one."""
     chat = ChatServer() if answer is None else ChatServer(answer=answer)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # Headers and body in one packet, sent at once: else each kept connection waits 40 ms per answer.
-        wbufsize = -1
-        disable_nagle_algorithm = True
-
+    class Handler(JsonHandler):
         def do_GET(self) -> None:
-            self.reply(200, {}, json.dumps({"requests": len(chat.requests)}).encode())
+            self.reply(200, {}, {"requests": len(chat.requests)})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            body = self.body()
             with chat.lock:
                 chat.requests.append(body)
                 chat.keys.append(self.headers["authorization"])
@@ -102,30 +96,11 @@ def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) ->
                 time.sleep(chat.delay_s)
             with chat.lock:
                 chat.in_flight -= 1
-            self.reply(status, headers, reply if isinstance(reply, bytes) else json.dumps(reply).encode())
+            self.reply(status, headers, reply)
 
-        def reply(self, status: int, headers: dict[str, str], data: bytes) -> None:
-            self.send_response(status)
-            for name, text in {"content-type": "application/json", **headers}.items():
-                self.send_header(name, text)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    chat.url = f"http://127.0.0.1:{http.server_port}/v1"
-    try:
+    with served(Handler, port=port) as url:
+        chat.url = f"{url}/v1"
         yield chat
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
 
 
 def offline_answer(prompt: str, *, suggestions: int = 3) -> str:

@@ -10,16 +10,15 @@ Being a real server, it serves calls from Spark workers and from jobs in process
 from __future__ import annotations
 
 import base64
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from featurekit_spark.embed.hashing import HashingEmbedder
+from featurekit_spark.testing.loopback import JsonHandler, served
 
 __all__ = ["EmbeddingServer", "embedding_server"]
 
@@ -92,17 +91,12 @@ def embedding_server(*, port: int = 0, **options: Any) -> Iterator[EmbeddingServ
     """A running server with the fields of EmbeddingServer; port 0: any free one. `GET .../models` lists `m`."""
     server = EmbeddingServer(**options)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        # Headers and body in one packet, sent at once: else each kept connection waits 40 ms per answer.
-        wbufsize = -1
-        disable_nagle_algorithm = True
-
+    class Handler(JsonHandler):
         def do_GET(self) -> None:
             self.reply(200, {}, {"data": [{"id": "m"}]})
 
         def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            request = self.body()
             with server.lock:
                 server.requests.append(request)
                 server.keys.append(self.headers["authorization"])
@@ -116,26 +110,6 @@ def embedding_server(*, port: int = 0, **options: Any) -> Iterator[EmbeddingServ
                 server.in_flight -= 1
             self.reply(status, headers, server.changed(body) if status == 200 else body)
 
-        def reply(self, status: int, headers: dict[str, str], body: Any) -> None:
-            data = body if isinstance(body, bytes) else json.dumps(body).encode()
-            self.send_response(status)
-            for name, text in {"content-type": "application/json", **headers}.items():
-                self.send_header(name, text)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{http.server_port}/v1"
-    try:
+    with served(Handler, port=port) as url:
+        server.url = f"{url}/v1"
         yield server
-    finally:
-        http.shutdown()
-        thread.join()
-        http.server_close()
