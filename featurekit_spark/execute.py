@@ -31,10 +31,11 @@ from featurekit_spark.plan import (
     ReadSource,
     Space,
 )
+from featurekit_spark.readings import Readings
 from featurekit_spark.results import Counts, Origin, Result, from_entry
 from featurekit_spark.values import typed_column
 
-__all__ = ["Engine", "Execution", "scan_of"]
+__all__ = ["Engine", "Execution"]
 
 Key = tuple[Any, ...]
 
@@ -62,9 +63,19 @@ class Engine(Protocol):
 
 
 class Execution(Proofs):
-    """One run of one group. `run()` once, then read `results_of` and `counts`."""
+    """One run of one group. `run()` once, then read `results_of` and `counts`. `readings`: of its sources, where they
+    have begun."""
 
-    def __init__(self, plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        graph: Graph,
+        job: Job,
+        engine: Engine,
+        *,
+        group: Key,
+        readings: Readings | None = None,
+    ) -> None:
         self.appends = BackgroundAppends(job.cache)
         job = replace(job, cache=self.appends)
         evaluator = Evaluator(
@@ -80,6 +91,7 @@ class Execution(Proofs):
         )
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine
+        self.readings = readings or Readings(job, plan.group_fields, group, engine.scan)
         self.scanned: list[tuple[Any, str]] = []
         self.seconds: dict[str, float] = {}
         self._fingerprints: dict[tuple[str, ...], str] = {}
@@ -258,7 +270,7 @@ class Execution(Proofs):
 
     def _read_keys(self, keyset: type[KeySet]) -> None:
         group = self._group_key(keyset.key)
-        table = self._scan(keyset)
+        table = self.readings.take(keyset)
         if table is not None:
             self.evaluator.give_source(keyset, [group], [table.column(0).to_pylist()])
         result = self.evaluator.resolve(keyset, [group])[0]
@@ -276,7 +288,7 @@ class Execution(Proofs):
 
     def _read_source(self, source: Any, space: Space) -> None:
         keys = self._members_of(space)
-        table = self._scan(source)
+        table = self.readings.take(source)
         if table is not None:
             values = dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
             self.evaluator.offer(source, {key: values.get(key[-1]) for key in keys})
@@ -284,10 +296,6 @@ class Execution(Proofs):
         elif keys:
             stage = KeyedStage(space, (source,), (), False, frozenset({"target"}))
             self.engine.run_stage(stage, keys, self.evaluator, self.job)
-
-    def _scan(self, source: Any) -> pa.Table | None:
-        scan = scan_of(source, self.job, self.plan.group_fields, self.group)
-        return None if scan is None else self.engine.scan(scan)
 
     def _keys(self, space: Space, *, all_members: bool) -> list[Key]:
         match space.kind:
@@ -305,12 +313,3 @@ class Execution(Proofs):
 
     def _members_of(self, space: Space) -> list[Key]:
         return self.members[space.label.removeprefix("of ")]
-
-
-def scan_of(source: Any, job: Job, fields: tuple[str, ...], group: Key) -> Any:
-    """A source's scan of the group, or None where it offers none."""
-    if source.scan is None:
-        return None
-    bound = job.bindings[source]
-    named = dict(zip(fields, group, strict=True))
-    return bound.builder.scan(named, bound.config, bound.view(job.context))  # type: ignore[attr-defined]

@@ -18,9 +18,9 @@ from featurekit_spark.builder import Bound, Dep, Each, FeatureBuilder, KeySet, S
 from featurekit_spark.cache.base import Entry, Found
 from featurekit_spark.controller import HandController
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.execute import scan_of
 from featurekit_spark.fingerprint import inputs_hash, key_json
 from featurekit_spark.job import Job
+from featurekit_spark.readings import scan_of
 from featurekit_spark.results import Origin, Result, from_entry
 
 __all__ = ["Dry", "Moment", "Past", "Unbuilt", "combination"]

@@ -1,7 +1,8 @@
-"""Whether a run can end before anything is read: every source is at the version, and every config the same, as when a
-run last proved all of its keys.
+"""Whether a run can end before any key is looked at: every source is at the version, or holds what it held, and every
+config is the same, as when a run last proved all of its keys.
 
-Compares versions only. Knows neither entries nor traces; where it cannot tell, the run goes on and checks every key.
+Compares versions and hashes only. Knows neither entries nor traces; where it cannot tell, the run goes on and checks
+every key.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from featurekit_spark.bindings import Bindings
-from featurekit_spark.builder import Source
+from featurekit_spark.builder import FeatureBuilder, Source
 from featurekit_spark.check import plan_hash
 from featurekit_spark.execute import Execution
 from featurekit_spark.graph import Graph
@@ -22,58 +23,76 @@ from featurekit_spark.results import Counts
 
 __all__ = ["Standing", "Unchanged", "mark_of", "standing"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Standing:
-    """What a run is about to compute from: per target the hash of its configs, per source its version."""
+    """What a run is about to compute from: per target the hash of its configs, the sources, and the version of those
+    that tell one."""
 
     targets: Mapping[str, str]
-    sources: Mapping[str, str]
+    sources: Sequence[type[FeatureBuilder[Any]]]
+    versions: Mapping[str, str]
 
-    def same_as(self, mark: Mapping[str, Any] | None, now: datetime) -> bool:
-        """Whether a mark was made of just this, and nothing has expired since."""
-        return (
-            mark is not None
-            and mark.get("format") == _FORMAT
-            and mark["targets"] == self.targets
-            and mark["sources"] == self.sources
-            and (mark["valid_until"] is None or now < datetime.fromisoformat(mark["valid_until"]))
-        )
+    def renewed(
+        self,
+        mark: Mapping[str, Any],
+        now: datetime,
+        content: Callable[[type[FeatureBuilder[Any]]], str | None],
+    ) -> Mapping[str, Any] | None:
+        """A mark that was made of just this, with the versions of today; None where anything differs or has expired.
+
+        `content`: a hash of what a source holds, asked for where versions do not tell (None: it does not tell either).
+        """
+        if mark.get("format") != _FORMAT or mark["targets"] != self.targets:
+            return None
+        if mark["valid_until"] is not None and now >= datetime.fromisoformat(mark["valid_until"]):
+            return None
+        known = mark["content"]
+        for source in self.sources:
+            name = source.name
+            version = self.versions.get(name)
+            if version is not None and version == mark["versions"].get(name):
+                continue
+            if name not in known or content(source) != known[name]:
+                return None
+        return {**mark, "versions": dict(self.versions)}
 
 
 def standing(plan: Plan, graph: Graph, bindings: Bindings, context: Any) -> Standing | None:
-    """Where things stand; None where versions cannot tell: a source without one, a hand-written get, an unprovable
-    target. A source that cannot be reached is an error of its own, as when it is read."""
+    """Where things stand; None where neither versions nor content can tell: a hand-written get, an unprovable target.
+    A source that cannot be reached is an error of its own, as when it is read."""
     (check,) = [stage for stage in plan.stages if isinstance(stage, CheckTraces)]
-    if not all(trace.provable for trace in check.targets):
+    if not all(trace.provable for trace in check.targets) or any(b.is_dynamic() for b in graph):
         return None
-    sources: dict[str, str] = {}
+    sources, versions = [], {}
     for builder in graph:
         bound = bindings[builder]
-        if builder.is_dynamic():
-            return None
         if isinstance(bound.builder, Source):
+            sources.append(builder)
             version = bound.builder.snapshot_version(bound.view(context))
             if version is None and builder.freshness.ttl is not None:
                 version = "until it expires"  # which the mark says
-            if version is None:
-                return None
-            sources[builder.name] = version
+            if version is not None:
+                versions[builder.name] = version
     targets = {trace.target.name: plan_hash(trace, graph, bindings) for trace in check.targets}
-    return Standing(targets, sources)
+    return Standing(targets, sources, versions)
 
 
 def mark_of(stands: Standing | None, execution: Execution, names: Sequence[str]) -> dict[str, Any] | None:
-    """What a run that is over leaves for the next; None where the next has something to do."""
+    """What a run that is over leaves for the next; None where the next has something to do, or cannot tell."""
     if stands is None or any(counts.error for counts in execution.counts().values()):
+        return None
+    content = execution.readings.hashes
+    if any(source.name not in stands.versions and source.name not in content for source in stands.sources):
         return None
     until = execution.valid_until()
     return {
         "format": _FORMAT,
         "targets": dict(stands.targets),
-        "sources": dict(stands.sources),
+        "versions": dict(stands.versions),
+        "content": dict(content),
         "valid_until": None if until is None else until.isoformat(),
         "keys": execution.target_keys(),
         "fingerprint": execution.fingerprint(names),

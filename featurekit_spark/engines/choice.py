@@ -8,17 +8,20 @@ from typing import Any
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.engines.tables import TableExecution
 from featurekit_spark.errors import UsageError
-from featurekit_spark.execute import Engine, Execution, scan_of
+from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import Plan, ReadKeys, ReadSource
+from featurekit_spark.readings import Readings, scan_of
 
 __all__ = ["execution_for", "passes_through_driver"]
 
 Key = tuple[Any, ...]
 
 
-def execution_for(plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key) -> Execution:
+def execution_for(
+    plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: Key, readings: Readings | None = None
+) -> Execution:
     """The execution of one run: on the Spark engine, catalogs of more than its `collect_mb` stay in tables."""
     if isinstance(engine, SparkEngine) and not passes_through_driver(plan, job, engine, group=group):
         if job.purse is not None:
@@ -27,7 +30,7 @@ def execution_for(plan: Plan, graph: Graph, job: Job, engine: Engine, *, group: 
                 "keys pass through this process; raise engine.collect_mb, or run without a budget"
             )
         return TableExecution(plan, graph, job, engine, group=group)
-    return Execution(plan, graph, job, engine, group=group)
+    return Execution(plan, graph, job, engine, group=group, readings=readings)
 
 
 def passes_through_driver(plan: Plan, job: Job, engine: Engine, *, group: Key) -> bool:

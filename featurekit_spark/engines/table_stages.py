@@ -20,11 +20,12 @@ from featurekit_spark.engines.table_sql import ROW_DDL, as_rows, bare_struct, ro
 from featurekit_spark.engines.table_store import TableStore
 from featurekit_spark.engines.tasks import ColumnTask, GatherTask, MemberTask, SourceTask
 from featurekit_spark.errors import DataError, UsageError
-from featurekit_spark.execute import Execution, scan_of
+from featurekit_spark.execute import Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import GatherStage, KeyedStage, Plan, Space
+from featurekit_spark.readings import scan_of
 from featurekit_spark.results import Counts
 
 if TYPE_CHECKING:

@@ -139,6 +139,73 @@ def test_a_source_without_a_version_is_read_each_time(cache: Any) -> None:
     assert run(own, cache).unchanged and own.reads
 
 
+class Scan:
+    """A reading of the shop, as a table."""
+
+    bytes = 100
+
+    def __init__(self, shop: Shop, *columns: str) -> None:
+        self._shop, self._columns = shop, columns
+
+    def to_arrow(self) -> pa.Table:
+        self._shop.reads.append("all")
+        titles = self._shop.titles
+        return pa.table({"id": list(titles), "title": list(titles.values())}).select(self._columns)
+
+
+class ScannedIds(Ids):
+    name = "Ids"
+
+    def scan(self, group: Any, config: Any, context: Any) -> Scan:
+        return Scan(context.shop, "id")
+
+
+class ScannedTitle(Title):
+    name = "ScannedTitle"
+
+    def scan(self, group: Any, config: Any, context: Any) -> Scan:
+        return Scan(context.shop, "id", "title")
+
+
+class Quiet(FeatureBuilder[str]):
+    key, deps, value, version = ("shop", "id"), (ScannedTitle,), pa.string(), "1"
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return inputs["ScannedTitle"].lower()
+
+
+@pytest.mark.parametrize("at", [None, "1"])
+def test_scans_that_hold_what_they_held_end_a_run(cache: Any, at: str | None) -> None:
+    own = shop(at=at)
+    target = Quiet.over(ScannedIds)
+    first = run(own, cache, target)
+    own.at = at and "2"
+    again = run(own, cache, target)
+    assert own.reads == ["all", "all"] and again.unchanged and again.keys == 2
+    assert len(cache.runs('["s"]')) == 1  # nothing was checked key by key
+    assert again.execution.fingerprint(["Quiet"]) == first.execution.fingerprint(["Quiet"])
+    run(own, cache, target)
+    assert own.reads == ([] if at else ["all", "all"])  # the version of today is remembered
+    own.titles["a"], own.at = "Lamps", at and "3"
+    changed = run(own, cache, target)
+    assert own.reads == ["all", "all"]  # what was compared is not read again
+    assert changed.builders["Quiet"].computed == 1 and changed.values("Quiet")["s", "a"] == "lamps"
+    own.titles, own.at = {"b": "sofa", "a": "Lamps"}, at and "4"
+    assert run(own, cache, target).unchanged  # in another order every key is checked
+    assert len(cache.runs('["s"]')) == 3
+
+
+def test_an_expired_answer_is_built_though_scans_hold_what_they_held(cache: Any) -> None:
+    class Brief(Quiet):
+        name = "Brief"
+        freshness = Freshness(ttl=timedelta(hours=1))
+
+    own, clock = shop(at=None), MovingClock()
+    run(own, cache, Brief.over(ScannedIds), clock=clock)
+    clock.advance(hours=2)
+    assert run(own, cache, Brief.over(ScannedIds), clock=clock).builders["Brief"].computed == 2
+
+
 def test_another_config_is_another_run(cache: Any) -> None:
     own = shop()
     run(own, cache)
