@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job, Progress
 from featurekit_spark.plan import Plan, PlanState, build_plan
+from featurekit_spark.readings import Readings
 from featurekit_spark.reasons import Why
 from featurekit_spark.results import Counts
 from featurekit_spark.unchanged import Unchanged, mark_of, standing
@@ -211,14 +213,22 @@ class Session:
         names = [target.builder.name for target in plan.targets]
         stands = standing(plan, graph, bindings, self.context)
         marks, own = dict(self.cache.mark(key_json(key)) or {}), key_json(names)
-        if stands is not None and stands.same_as(marks.get(own), job.now):
-            return self._unchanged(plan, graph, job, key, group, marks[own])
+        readings = Readings(job, plan.group_fields, key, self.engine.scan)
+        if stands is not None and own in marks:
+            fits = partial(passes_through_driver, plan, job, self.engine, group=key)
+            mark = stands.renewed(
+                marks[own], job.now, lambda source: readings.hash_of(source) if fits() else None
+            )
+            if mark is not None:
+                if mark != marks[own]:
+                    self.cache.put_mark(key_json(key), {**marks, own: mark})
+                return self._unchanged(plan, graph, job, key, group, mark)
         if budget is not None and budget.no_new_calls:
             self._refuse_new_calls(plan, graph, job, key)
         if marks:  # before anything changes: a run that breaks off leaves none
             self.cache.put_mark(key_json(key), None)
         try:
-            execution = self._executed(plan, graph, job, key)
+            execution = self._executed(plan, graph, job, key, readings)
         except BudgetReachedError:
             self._record_stop(job, graph, key)
             raise
@@ -286,10 +296,14 @@ class Session:
         last = self.cache.last_run(key_json(key))
         return {} if last is None else last.record.get("builders", {})
 
-    def _executed(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> Execution:
+    def _executed(
+        self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...], readings: Readings | None = None
+    ) -> Execution:
         self.engine.check(plan, job)
         with self._journaled(graph, job) as job:
-            execution = self.execution = execution_for(plan, graph, job, self.engine, group=key)
+            execution = self.execution = execution_for(
+                plan, graph, job, self.engine, group=key, readings=readings
+            )
             execution.run()
         return execution
 
