@@ -7,7 +7,6 @@ rows and files; what an answer is, and how it was got, it does not.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import uuid
@@ -24,6 +23,7 @@ import pyarrow.compute as pc
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache
 from featurekit_spark.cache.current import newest_rows, to_entries
 from featurekit_spark.cache.staged import filesystem_of
+from featurekit_spark.cache.whole import write_whole
 from featurekit_spark.errors import CacheError, LockedError
 from featurekit_spark.locks import file_lock, local_path
 
@@ -161,29 +161,10 @@ def _runs_in(folder: str) -> list[str]:
 
 
 def _write_whole(folder: str, name: str, rows: pa.Table) -> None:
-    """A file that is whole or not there, and is there once this returns."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
-    data = sink.getvalue()
-    local = local_path(folder)
-    if local is None:  # one request, all or nothing
-        with filesystem_of(folder).open_output_stream(name) as out:
-            out.write(data)
-        return
-    path = local / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")  # a name that no reader takes
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(folder, name, sink.getvalue())
 
 
 def _rows_of(folder: str, run_id: str) -> pa.Table:

@@ -119,15 +119,16 @@ class OpenAIChat:
         where the account has no quota left, ContextError without an API key."""
         line = self._line()
         async with line.free:  # before anything else: thousands may wait here
-            request: dict[str, Any] = {"model": self.model, "messages": _messages(system, earlier, prompt)}
-            if temperature is not None:
-                request["temperature"] = temperature
-            if max_tokens is not None:
-                request["max_tokens"] = max_tokens
-            if response_format is not None:
-                request["response_format"] = dict(response_format)
+            request = self.request(
+                prompt,
+                system=system,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                response_format=response_format,
+                earlier=earlier,
+            )
             called = await with_retries(
-                lambda: self._attempt(line, request, prompt, system),
+                lambda: self._attempt(line, request),
                 lambda error: judged(
                     error, line.clock, blames_request=lambda status: status not in _OF_NOBODY
                 ),
@@ -148,12 +149,46 @@ class OpenAIChat:
         answer = self.answer_tokens or max_tokens
         return expected_cost(prompt, system=system, answer_tokens=answer, model=self.model, price=self.price)
 
-    async def _attempt(
-        self, line: _Line, request: dict[str, Any], prompt: str, system: str | None
-    ) -> Completion:
-        reply = _read(await line.ask(request))
+    def request(
+        self,
+        prompt: str,
+        *,
+        system: str | None = None,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        earlier: Sequence[Message] = (),
+    ) -> dict[str, Any]:
+        """The body of a request."""
+        first = [] if system is None else [{"role": "system", "content": system}]
+        messages = [*first, *map(dict, earlier), {"role": "user", "content": prompt}]
+        body: dict[str, Any] = {"model": self.model, "messages": messages}
+        if temperature is not None:
+            body["temperature"] = temperature
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        if response_format is not None:
+            body["response_format"] = dict(response_format)
+        return body
+
+    def client(self) -> openai.AsyncOpenAI:
+        """A client of the running loop; ContextError without an API key. `aclose` closes it."""
+        return self._line().clients[0]
+
+    async def _attempt(self, line: _Line, request: dict[str, Any]) -> Completion:
+        return self.completion(await line.ask(request), request, price=self.price)
+
+    def completion(self, body: bytes, request: Mapping[str, Any], *, price: Price | None) -> Completion:
+        """What the server's answer to a request says. CallFailure where it is none, or holds no text to be had."""
+        reply = _read(body)
+        first, last = request["messages"][0], request["messages"][-1]
         usage = usage_of(
-            reply.usage, prompt=prompt, system=system, text=reply.text, model=self.model, price=self.price
+            reply.usage,
+            prompt=last["content"],
+            system=first["content"] if first["role"] == "system" else None,
+            text=reply.text,
+            model=self.model,
+            price=price,
         )
         if usage.counted_by != "provider":
             _counted_here(self.model, self.base_url, usage.counted_by)
@@ -226,11 +261,6 @@ class _Line:
         """What a call took; answers of a run are much alike in length, so the next is expected to be."""
         self.answered += (answer.completion_tokens - self.answered) * (0.1 if self.answered else 1.0)
         return answer.tokens
-
-
-def _messages(system: str | None, earlier: Sequence[Message], prompt: str) -> list[dict[str, str]]:
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, *map(dict, earlier), {"role": "user", "content": prompt}]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,13 @@ class Price:
         """From numbers as they are written: 0.15 is fifteen hundredths. Raises UsageError for what is no price."""
         return cls(_amount(input), _amount(output), None if cached is None else _amount(cached))
 
+    def times(self, share: object) -> Price:
+        """A share of it: half of it where calls that may wait cost half."""
+        of = _amount(share)
+        with localcontext(_EXACT):
+            cached = None if self.cached is None else self.cached * of
+            return Price(self.input * of, self.output * of, cached)
+
     def usd(self, prompt_tokens: int, completion_tokens: int, cached: int = 0) -> Decimal:
         """What a call costs; `cached` of the prompt's tokens were in the provider's cache.
 

@@ -8,6 +8,7 @@ from featurekit_spark import errors
 from featurekit_spark.cli.exit_codes import ExitCode, exit_code
 
 CODES = {
+    "AnswersPendingError": 75,
     "BudgetError": 6,
     "BudgetReachedError": 75,
     "BuildError": 1,

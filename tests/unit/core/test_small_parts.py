@@ -50,7 +50,7 @@ def test_one_root_and_where_a_retry_is_worth_it() -> None:
     kinds = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert all(issubclass(kind, FeaturekitError) for kind in kinds)
     assert {kind.__name__ for kind in kinds if kind.retryable} == {
-        *("BudgetReachedError", "LockedError", "ServiceError"),
+        *("AnswersPendingError", "BudgetReachedError", "LockedError", "ServiceError"),
     }
 
 

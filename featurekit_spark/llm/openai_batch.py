@@ -1,0 +1,252 @@
+"""The OpenAI batch protocol: files of requests that are answered within a day, at a lower price.
+
+Owns how a file is handed in so that it is not handed in twice, how its state is asked for, and what its lines say.
+It must not know who asks, nor what is kept of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from featurekit_spark.errors import BuildError, ContextError
+from featurekit_spark.llm.openai import OpenAIChat
+from featurekit_spark.paid.limits import LocalLimiter
+from featurekit_spark.paid.openai_protocol import judged
+from featurekit_spark.paid.retry import Breaker, Clock, FailureKind, RetryPolicy, failure_of, with_retries
+
+if TYPE_CHECKING:
+    import openai
+
+__all__ = ["BatchClient", "BatchState", "Line", "Progress"]
+
+T = TypeVar("T")
+_TAG: Final = "featurekit"
+_ENDPOINT: Final = "/v1/chat/completions"
+_NO_BATCHES: Final = frozenset({404, 405, 501})
+_AHEAD_S: Final = 3600.0  # by how much the provider's clock may be behind ours
+_NO_QUOTA: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+
+
+class Progress(Enum):
+    """How far a batch is, in the provider's words. After the last four nothing more comes."""
+
+    VALIDATING = "validating"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (Progress.COMPLETED, Progress.FAILED, Progress.EXPIRED, Progress.CANCELLED)
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """What the provider says of a batch. `files`: with answers and with errors. `faults`: (line number or None, code,
+    message) of a batch that was refused as a whole."""
+
+    batch_id: str
+    progress: Progress
+    done: int = 0
+    failed: int = 0
+    total: int = 0
+    expires: datetime | None = None
+    files: tuple[str, ...] = ()
+    faults: tuple[tuple[int | None, str, str], ...] = ()
+
+    def __str__(self) -> str:
+        until = "" if self.expires is None else f", until {self.expires:%Y-%m-%d %H:%M} UTC at the latest"
+        return (
+            f"{self.batch_id} ({self.progress.value}, {self.done + self.failed} of {self.total} done{until})"
+        )
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of one request: the body of its answer, or why there is none."""
+
+    custom_id: str
+    body: str | None = None
+    kind: FailureKind | None = None
+    message: str = ""
+
+    def to_json(self) -> str:
+        kind = None if self.kind is None else self.kind.value
+        return json.dumps({**asdict(self), "kind": kind}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Line:
+        told = json.loads(text)
+        kind = told.pop("kind")
+        return cls(**told, kind=None if kind is None else FailureKind(kind))
+
+
+class BatchClient:
+    """Batches of chat completions at the server of `chat`, with its key. Attempts end after `policy.timeout_s`: of an
+    upload of 200 MB, too."""
+
+    def __init__(
+        self, chat: OpenAIChat, policy: RetryPolicy | None = None, clock: Clock | None = None
+    ) -> None:
+        self.chat = chat
+        self.policy = policy or RetryPolicy(timeout_s=600.0, deadline_s=1200.0)
+        self.clock = clock or Clock()
+        self._breaker = Breaker()
+
+    async def upload(self, name: str, requests: bytes) -> str:
+        """Hand over a file of requests, which costs nothing; its id."""
+
+        async def attempt() -> str:
+            answer = await self._client.files.create(file=(name, requests), purpose="batch")
+            return answer.id
+
+        return await self._called("POST /files", attempt)
+
+    async def create(self, file_id: str, tag: str, since: float) -> BatchState:
+        """Have a file answered. `tag` names the batch for good: where an attempt's answer was lost, another looks first
+        whether it was made. `since`: when the first attempt is made, in seconds since 1970."""
+        attempts = 0
+
+        async def attempt() -> BatchState:
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1 and (found := (await self._listed({tag}, since)).get(tag)) is not None:
+                return found
+            answer = await self._client.batches.create(
+                input_file_id=file_id, endpoint=_ENDPOINT, completion_window="24h", metadata={_TAG: tag}
+            )
+            return _state(answer)
+
+        return await self._called("POST /batches", attempt)
+
+    async def find(self, tags: Iterable[str], since: float) -> dict[str, BatchState]:
+        """The batches of these tags that were made at `since` or later."""
+        wanted = set(tags)
+        return await self._called("GET /batches", lambda: self._listed(wanted, since))
+
+    async def state(self, batch_id: str) -> BatchState:
+        async def attempt() -> BatchState:
+            return _state(await self._client.batches.retrieve(batch_id))
+
+        return await self._called(f"GET /batches/{batch_id}", attempt)
+
+    async def lines(self, state: BatchState, custom_ids: Sequence[str]) -> list[Line]:
+        """One line for each request of a batch that ended, in the order in which they were handed in."""
+        found: dict[str, Line] = {}
+        for file_id in state.files:
+            for line in _lines(await self._content(file_id)):
+                # An answer is worth more than an error, wherever both are told.
+                if line.body is not None or line.custom_id not in found:
+                    found[line.custom_id] = line
+        return [found.get(own) or _unanswered(own, at, state) for at, own in enumerate(custom_ids, start=1)]
+
+    async def _content(self, file_id: str) -> bytes:
+        async def attempt() -> bytes:
+            answer = await self._client.files.content(file_id)
+            return bytes(answer.content)
+
+        return await self._called(f"GET /files/{file_id}/content", attempt)
+
+    async def _listed(self, tags: set[str], since: float) -> dict[str, BatchState]:
+        found: dict[str, BatchState] = {}
+        async for batch in self._client.batches.list(limit=100):  # the newest first
+            if batch.created_at < since - _AHEAD_S or len(found) == len(tags):
+                break
+            tag = (batch.metadata or {}).get(_TAG)
+            if tag in tags:
+                found[tag] = _state(batch)
+        return found
+
+    @property
+    def _client(self) -> openai.AsyncOpenAI:
+        return self.chat.client()
+
+    async def _called(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Raises ServiceError (worth another try), BudgetError (no quota), and ContextError where nothing helps: no
+        request is to blame for it."""
+        try:
+            called = await with_retries(
+                attempt,
+                lambda error: judged(error, self.clock, blames_request=lambda status: True),
+                what=f"{what} at {self.chat.base_url}",
+                limiter=LocalLimiter(),
+                breaker=self._breaker,
+                policy=self.policy,
+                clock=self.clock,
+            )
+        except BuildError as refused:
+            failure = failure_of(refused)
+            status = getattr(None if failure is None else failure.__cause__, "status_code", None)
+            if status in _NO_BATCHES and what in ("POST /files", "POST /batches", "GET /batches"):
+                raise ContextError(
+                    f"llm.mode is batch, but {self.chat.base_url} has no batch API ({what} answered {status}). Use "
+                    "llm.mode: online there."
+                ) from refused
+            raise ContextError(
+                f"the batch API refused: {refused}. See whether the key in {self.chat.api_key_env} is the one that the "
+                "batch was handed in with."
+            ) from refused
+        return called.value
+
+
+def _state(batch: Any) -> BatchState:
+    counts = batch.request_counts
+    errors = (batch.errors and batch.errors.data) or []
+    return BatchState(
+        batch.id,
+        Progress(batch.status),
+        done=counts.completed if counts else 0,
+        failed=counts.failed if counts else 0,
+        total=counts.total if counts else 0,
+        expires=datetime.fromtimestamp(batch.expires_at, UTC) if batch.expires_at else None,
+        files=tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
+        faults=tuple((error.line, error.code or "", error.message or "") for error in errors),
+    )
+
+
+def _lines(content: bytes) -> Iterator[Line]:
+    """The lines of a file of answers or errors; what is none is passed over, and its request counts as unanswered."""
+    for text in content.splitlines():
+        try:
+            told = json.loads(text)
+            custom_id = told["custom_id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        response, error = told.get("response") or {}, told.get("error") or {}
+        status, body = response.get("status_code"), response.get("body")
+        if status == 200 and not error:
+            yield Line(custom_id, json.dumps(body, ensure_ascii=False))
+            continue
+        error = error or (isinstance(body, Mapping) and body.get("error")) or {}
+        code, message = str(error.get("code") or ""), str(error.get("message") or "no message")[:300]
+        said = f"status {status}: {message}" if status else f"{code or 'error'}: {message}"
+        yield Line(custom_id, None, _kind(status, code), said)
+
+
+def _kind(status: int | None, code: str) -> FailureKind:
+    if code in _NO_QUOTA or status == 402:
+        return FailureKind.QUOTA
+    if status is None or status in (408, 409, 429) or status >= 500:  # without a status: expired or cancelled
+        return FailureKind.RETRYABLE
+    return FailureKind.TERMINAL
+
+
+def _unanswered(custom_id: str, number: int, state: BatchState) -> Line:
+    """A request of which no file tells: the batch ended before it, or was refused."""
+    own = [fault for fault in state.faults if fault[0] == number]
+    _, code, message = (own or [fault for fault in state.faults if fault[0] is None] or [(None, "", "")])[0]
+    said = f"batch {state.batch_id} {state.progress.value}" + (
+        f", {code}: {message[:300]}" if message else ""
+    )
+    if code in _NO_QUOTA:
+        return Line(custom_id, None, FailureKind.QUOTA, said)
+    return Line(custom_id, None, FailureKind.TERMINAL if own else FailureKind.RETRYABLE, said)
