@@ -28,10 +28,8 @@ __all__ = ["lines_of", "read_columns", "read_header", "read_tables"]
 
 _CHUNK = 16_384
 _BOM = b"\xef\xbb\xbf"
-# What Arrow's reader takes otherwise than this dialect: a line end of CR alone, a zero byte, and a quote anywhere but
-# around a whole cell or doubled within.
-_ODD = re.compile(rb"\r(?!\n)|\x00")
-_QUOTED = re.compile(rb'(?<![^,\n])"(?:[^"]++|"")*+"(?=,|\r?\n|\Z)')
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_BLOCK = 1 << 24
 
 
 def read_header(path: Path) -> tuple[str, ...]:
@@ -82,11 +80,12 @@ def _read_fast(path: Path, columns: list[str]) -> pa.Table | None:
 
     data = path.read_bytes()
     quoted = b'"' in data
-    if _ODD.search(data) or (quoted and b'"' in _QUOTED.sub(b"", data.removeprefix(_BOM))):
+    if not _is_plain(data):
         return None
     try:
-        if not data.isascii():
-            data.decode()  # all of it: Arrow looks at the columns that are asked for
+        if not data.isascii():  # all of it: Arrow looks at the columns that are asked for
+            whole = pa.array([0, len(data)], pa.int64()).buffers()[1]
+            pa.LargeStringArray.from_buffers(1, whole, pa.py_buffer(data)).validate(full=True)
         return arrow_csv.read_csv(
             pa.BufferReader(data),
             read_options=arrow_csv.ReadOptions(block_size=max(1 << 20, len(data) // 8)),
@@ -99,8 +98,37 @@ def _read_fast(path: Path, columns: list[str]) -> pa.Table | None:
                 strings_can_be_null=False,
             ),
         ).select(columns)
-    except (pa.ArrowException, KeyError, UnicodeDecodeError):
+    except (pa.ArrowException, KeyError):
         return None
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether there is nothing that Arrow's reader takes otherwise than this dialect: a line end of CR alone, a zero
+    byte, a quote anywhere but around a whole cell or doubled within."""
+    import numpy as np
+
+    if b"\x00" in data or (b"\r" in data and _BARE_CR.search(data)):
+        return False
+    if b'"' not in data:
+        return True
+    text = np.frombuffer(data, np.uint8)
+    quotes = np.concatenate(
+        [
+            start + np.flatnonzero(text[start : start + _BLOCK] == ord('"'))
+            for start in range(0, len(text), _BLOCK)
+        ]
+    )
+    if len(quotes) % 2:
+        return False
+    # By turns they open and close. A doubled one closes and opens again.
+    opening, closing = quotes[::2], quotes[1::2]
+    before = text[opening - 1]  # of one at the very beginning: any byte, it is let through below
+    begins = (before == ord(",")) | (before == ord("\n")) | (before == ord('"'))
+    begins |= opening == (len(_BOM) if data.startswith(_BOM) else 0)
+    after = text[np.minimum(closing + 1, len(text) - 1)]
+    ends = (after == ord(",")) | (after == ord("\n")) | (after == ord("\r")) | (after == ord('"'))
+    ends |= closing == len(text) - 1
+    return bool(begins.all() and ends.all())
 
 
 def lines_of(path: Path, rows: Iterable[int]) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurekit_spark.errors import DataError
-from featurekit_spark.sources.csvfile import lines_of, read_columns, read_header, read_tables
+from featurekit_spark.sources.csvfile import _is_plain, lines_of, read_columns, read_header, read_tables
 
 
 def rows_of(path: Path, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -135,3 +137,17 @@ def test_the_fast_reader_reads_what_the_strict_one_does(
     columns = ("a", "b") if "b" in header else ("a",)
     read = [told(rows_of, path, columns), told(tables_of, path, columns)]
     assert read[0] == read[1]
+
+
+def test_what_is_plain_is_what_a_pattern_of_the_dialect_says() -> None:
+    odd = re.compile(rb"\r(?!\n)|\x00")
+    quoted = re.compile(rb'(?<![^,\n])"(?:[^"]++|"")*+"(?=,|\r?\n|\Z)')
+    told = set()
+    for mark in (b"", b"\xef\xbb\xbf"):
+        for cells in (
+            bytes(some) for size in range(7) for some in itertools.product(b'",\n\ra', repeat=size)
+        ):
+            plain = odd.search(cells) is None and b'"' not in quoted.sub(b"", cells)
+            assert _is_plain(mark + cells) == plain, mark + cells
+            told.add(plain)
+    assert told == {True, False}
