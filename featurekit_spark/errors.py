@@ -15,6 +15,7 @@
   + CacheError                 the cache's tables cannot be read or written as they are
   + BudgetError                a budget or quota stopped the run
     - BudgetReachedError (retryable) the run's own limit was reached; running it again goes on
+      = AnswersPendingError (retryable) calls were handed in, and a later run takes the answers in
     - NewCallsError            something would have to be paid for, and the run may not
   + ServiceError   (retryable) an outside service failed or did not answer
   + LockedError    (retryable) somebody else holds the lock
@@ -30,6 +31,7 @@ from difflib import get_close_matches
 from typing import ClassVar, Self
 
 __all__ = [
+    "AnswersPendingError",
     "BudgetError",
     "BudgetReachedError",
     "BuildError",
@@ -123,6 +125,10 @@ class BudgetReachedError(BudgetError):
     """The run's own limit on calls or money was reached; everything paid for is kept, and the next run goes on."""
 
     retryable: ClassVar[bool] = True
+
+
+class AnswersPendingError(BudgetReachedError):
+    """Calls were handed in whose answers are still to come: the run ended, and a later one takes them in."""
 
 
 class NewCallsError(BudgetError):
