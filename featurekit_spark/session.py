@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
@@ -34,6 +34,7 @@ from featurekit_spark.job import Job, Progress
 from featurekit_spark.plan import Plan, PlanState, build_plan
 from featurekit_spark.readings import Readings
 from featurekit_spark.reasons import Why
+from featurekit_spark.restore import remember, went_back
 from featurekit_spark.results import Counts
 from featurekit_spark.unchanged import Unchanged, mark_of, standing
 from featurekit_spark.why import why
@@ -214,11 +215,13 @@ class Session:
         stands = standing(plan, graph, bindings, self.context)
         marks, own = dict(self.cache.mark(key_json(key)) or {}), key_json(names)
         readings = Readings(job, plan.group_fields, key, self.engine.scan)
+        fits = cache(partial(passes_through_driver, plan, job, self.engine, group=key))
+
+        def content(source: type[FeatureBuilder[Any]]) -> str | None:
+            return readings.hash_of(source) if fits() else None
+
         if stands is not None and own in marks:
-            fits = partial(passes_through_driver, plan, job, self.engine, group=key)
-            mark = stands.renewed(
-                marks[own], job.now, lambda source: readings.hash_of(source) if fits() else None
-            )
+            mark = stands.renewed(marks[own], job.now, content)
             if mark is not None:
                 if mark != marks[own]:
                     self.cache.put_mark(key_json(key), {**marks, own: mark})
@@ -227,6 +230,7 @@ class Session:
             self._refuse_new_calls(plan, graph, job, key)
         if marks:  # before anything changes: a run that breaks off leaves none
             self.cache.put_mark(key_json(key), None)
+        back = stands is not None and fits() and went_back(stands, plan, graph, job, key, own, content)
         try:
             execution = self._executed(plan, graph, job, key, readings)
         except BudgetReachedError:
@@ -242,7 +246,7 @@ class Session:
             job.now,
             counts,
             execution.keys,
-            execution.unchanged,
+            execution.unchanged and not back,
             errors,
             execution,
             (
@@ -260,7 +264,10 @@ class Session:
             )
         )
         # What other targets' marks say still holds where this run changed nothing.
-        marks = {**(marks if execution.unchanged else {}), own: mark_of(stands, execution, names)}
+        mark = mark_of(stands, execution, names)
+        if mark is not None:
+            remember(self.cache, key, own, mark)
+        marks = {**(marks if result.unchanged else {}), own: mark}
         self.cache.put_mark(key_json(key), {name: mark for name, mark in marks.items() if mark} or None)
         return result
 

@@ -19,6 +19,7 @@ __all__ = [
     "current_in",
     "found_in",
     "listed",
+    "moved_since",
     "newest_in",
     "newest_rows",
     "superseded",
@@ -60,6 +61,26 @@ def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str | 
         if key not in newest or newest[key][0] <= row["recorded"]:
             newest[key] = (row["recorded"], row["entry_id"], row["reads"])
     return {key: (entry, reads) for key, (_, entry, reads) in newest.items()}
+
+
+def moved_since(rows: pa.Table, recorded: int, by: Sequence[str] = ("key",)) -> pa.Table:
+    """Rows that were the newest of their group of `by` when this was recorded, where a newer one names another entry or
+    proves something else."""
+    columns = list(by)
+    is_later = pc.greater(rows["recorded"], recorded)
+    later, before = newest_rows(rows.filter(is_later), columns), rows.filter(pc.invert(is_later))
+    if not len(later) or not len(before):
+        return before.slice(0, 0)
+    before = newest_rows(before.filter(pc.is_in(before["key"], later["key"].combine_chunks())), columns)
+    what = [
+        name for name in rows.column_names if name in ("entry_id", "keyed_trace", "group_trace", "plan_hash")
+    ]
+    now = dict(zip(_tuples(later, columns), _tuples(later, what), strict=True))
+    differs = [
+        place in now and now[place] != then
+        for place, then in zip(_tuples(before, columns), _tuples(before, what), strict=True)
+    ]
+    return before.filter(pa.array(differs, pa.bool_()))
 
 
 def superseded(traces: pa.Table, newer: pa.Table) -> pa.Table:

@@ -247,6 +247,22 @@ class DeltaCache:
         pointers = self._read("traces", builder, [*later, pc.field("kind") == "pointer"], columns)
         return pa.concat_tables([self._read("entries", builder, later, columns), pointers])
 
+    def current_rows(self, builder: str, config_hash: str, prefix: str = "") -> pa.Table:
+        """Rows that make something current, less their values, of keys that begin with `prefix`."""
+        columns = ["key", "entry_id", "value_hash", "recorded"]
+        near = [pc.field("config_hash") == config_hash, pc.field("status") == "ok"]
+        if prefix:
+            near += [pc.field("key") >= prefix, pc.field("key") < prefix + chr(0x10FFFF)]
+        marks = [pc.field("kind") != "group", *near]
+        return pa.concat_tables(
+            [self._read("entries", builder, near, columns), self._read("traces", builder, marks, columns)]
+        )
+
+    def stamp(self) -> int:
+        """Later than all rows that were appended here."""
+        with self._lock:
+            return self._stamp()
+
     def builders(self) -> list[str]:
         """Names of the builders that have entries or trace rows."""
         with self._lock:

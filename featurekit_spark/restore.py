@@ -1,0 +1,130 @@
+"""Going back to where an earlier run ended: what was current then is made current again, by its rows alone.
+
+A run that finds its sources and configs as an earlier one left them has nothing to compute, yet every reader must see
+the earlier entries again. Knows which rows were the newest, not what is in them; the check of all keys that follows
+decides what holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.builder import FeatureBuilder, Source
+from featurekit_spark.cache.base import TRACE_SCHEMA, FeatureCache
+from featurekit_spark.cache.current import moved_since
+from featurekit_spark.fingerprint import key_json
+from featurekit_spark.graph import Graph
+from featurekit_spark.job import Job
+from featurekit_spark.plan import CheckTraces, Plan
+from featurekit_spark.unchanged import Standing
+
+__all__ = ["RestoringCache", "remember", "went_back"]
+
+_KEPT = 8
+Key = tuple[Any, ...]
+
+
+@runtime_checkable
+class RestoringCache(FeatureCache, Protocol):
+    """A cache that tells which rows were the newest at an earlier time."""
+
+    def stamp(self) -> int:
+        """Later than all rows that were appended here."""
+
+    def current_rows(self, builder: str, config_hash: str, prefix: str) -> pa.Table:
+        """key, entry_id, value_hash and recorded of all rows that make something current, of keys that begin so."""
+
+    def trace_rows(self, builder: str) -> pa.Table:
+        """All trace rows of a builder (TRACE_SCHEMA)."""
+
+
+def remember(cache: FeatureCache, group: Key, targets: str, mark: Mapping[str, Any]) -> None:
+    """Keep the end of a run that left this mark: each state once, the newest few."""
+    if isinstance(cache, RestoringCache):
+        ends = dict(cache.mark(_name(group)) or {})
+        others = [end for end in ends.get(targets, ()) if _state(end["mark"]) != _state(mark)]
+        ends[targets] = [{"mark": dict(mark), "recorded": cache.stamp()}, *others[: _KEPT - 1]]
+        cache.put_mark(_name(group), ends)
+
+
+def went_back(
+    stands: Standing,
+    plan: Plan,
+    graph: Graph,
+    job: Job,
+    group: Key,
+    targets: str,
+    content: Callable[[type[FeatureBuilder[Any]]], str | None],
+) -> bool:
+    """Whether an earlier run began as this one does, and what was current at its end is so again."""
+    cache = job.cache
+    if not isinstance(cache, RestoringCache):
+        return False
+    for end in (cache.mark(_name(group)) or {}).get(targets, ()):
+        if stands.renewed(end["mark"], job.now, content) is not None:
+            return _restore(cache, plan, graph, job, group, int(end["recorded"]))
+    return False
+
+
+def _restore(cache: RestoringCache, plan: Plan, graph: Graph, job: Job, group: Key, recorded: int) -> bool:
+    """Make current again what was current in a group then, and its traces the newest, in one append. False where all of
+    it is so, or cannot be told apart from what other groups share; nothing is written then."""
+    pointers = []
+    for builder in graph:
+        if builder.inline:
+            continue
+        own = builder.key[: len(plan.group_fields)] == plan.group_fields
+        if not own and not builder.deps and not issubclass(builder, Source):
+            continue  # one entry per key, whatever else there is
+        config_hash = job.bindings[builder].config_hash
+        prefix = key_json(group).removesuffix("]") if own else ""
+        rows = moved_since(cache.current_rows(builder.name, config_hash, prefix), recorded)
+        if len(rows) and not own:
+            return False
+        pointers.append(
+            _stamped(rows, job, builder=builder.name, config_hash=config_hash, kind="pointer", status="ok")
+        )
+    (check,) = [stage for stage in plan.stages if isinstance(stage, CheckTraces)]
+    traces = [_traces(cache.trace_rows(trace.target.name), group, recorded, job) for trace in check.targets]
+    rows = pa.concat_tables([*pointers, *traces])
+    if len(rows):
+        cache.append(None, rows)
+    return bool(len(rows))
+
+
+def _traces(rows: pa.Table, group: Key, recorded: int, job: Job) -> pa.Table:
+    """A target's trace rows that were the newest then, and are not now."""
+    rows = rows.filter(
+        pc.and_(pc.equal(rows["group"], key_json(group)), pc.not_equal(rows["kind"], "pointer"))
+    )
+    return _stamped(moved_since(rows, recorded, by=["kind", "key"]), job)
+
+
+def _stamped(rows: pa.Table, job: Job, **more: Any) -> pa.Table:
+    """As TRACE_SCHEMA rows of this run."""
+    more |= {"ts": job.now, "run_id": job.run_id, "recorded": 0}
+    if "group" not in rows.column_names:
+        more |= {"group": "", "epoch": 0}
+    columns = [
+        pa.array([more[f.name]] * len(rows), f.type)
+        if f.name in more
+        else rows[f.name]
+        if f.name in rows.column_names
+        else pa.nulls(len(rows), f.type)
+        for f in TRACE_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=TRACE_SCHEMA)
+
+
+def _name(group: Key) -> str:
+    return key_json((*group, "ends of runs"))
+
+
+def _state(mark: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a run began with: its configs, and each source by what it held, or else by its version."""
+    held = {**mark["versions"], **mark["content"]}
+    return mark["targets"], held
