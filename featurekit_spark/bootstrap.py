@@ -234,6 +234,7 @@ class Bootstrap:
             batch_rows=engine.batch_rows,
             partitions=engine.partitions,
             collect_mb=engine.collect_mb,
+            executor=self.settings.llm.executor,
         )
         return Session(
             self.context,

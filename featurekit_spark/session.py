@@ -53,13 +53,15 @@ class Limits:
     """What is small. `in_process_keys`: a stage of at most so many keys runs in the driver's process; `batch_rows`:
     keys per call of `build`; `partitions`: of a Spark stage (None: the session's default parallelism);
     `collect_mb`: a catalog or a stage's results of more stay in Spark and Delta and do not pass through the driver;
-    `micro_batch`: so many paid answers are made durable at once (None: as many as a client makes calls)."""
+    `micro_batch`: so many paid answers are made durable at once (None: as many as a client makes calls);
+    `executor`: who makes paid calls on Spark, its workers or the driver."""
 
     in_process_keys: int = 2_000
     batch_rows: int = 2_048
     partitions: int | None = None
     collect_mb: int = 256
     micro_batch: int | None = None
+    executor: Literal["workers", "driver"] = "workers"
 
 
 @dataclass(frozen=True)
@@ -403,6 +405,7 @@ def _engine(name: str, spark: Any, limits: Limits) -> Engine:
                 in_process_keys=limits.in_process_keys,
                 partitions=limits.partitions,
                 collect_mb=limits.collect_mb,
+                executor=limits.executor,
             )
         case _:
             raise UsageError(f"engine {name!r} is unknown; choose 'spark' or 'local'")

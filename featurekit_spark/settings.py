@@ -193,7 +193,8 @@ class EmbedderSettings(_Section):
 class LLMSettings(_Section):
     """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key.
 
-    `price` is the model's; without it `prices`, a file such as conf/prices.yaml, is asked for it.
+    `price` is the model's; without it `prices`, a file such as conf/prices.yaml, is asked for it. `executor` says who
+    makes paid calls on Spark, of embeddings too: where its workers have no network, the driver.
     """
 
     provider: Literal["offline", "openai"] = "offline"
@@ -212,6 +213,7 @@ class LLMSettings(_Section):
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
     redis_url: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://")] | None = None
+    executor: Literal["workers", "driver"] = "workers"
     suggestions: Count = 3
 
     @model_validator(mode="after")

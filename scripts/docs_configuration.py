@@ -76,6 +76,8 @@ MEANINGS = {
     "llm.tokens_per_minute": "At most so many tokens a minute, likewise.",
     "llm.redis_url": "Where all hosts and jobs share the two limits. Without it each task on a cluster gets its part. "
     "A password in it is masked wherever it is shown.",
+    "llm.executor": "Who makes paid calls on Spark, embeddings' among them: its `workers`, or the `driver`, where UDFs "
+    "have no network. All other stages run on the workers.",
     "llm.timeout_s": "Seconds until an attempt is given up.",
     "llm.suggestions": "How many descriptions are asked for and taken from an answer.",
     "search.top_k": "Recommendations per product.",

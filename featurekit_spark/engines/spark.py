@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,7 +66,10 @@ _CHUNKS_PER_SLOT = 4
 
 
 class SparkEngine:
-    """Runs stages on Spark beyond `in_process_keys`; starts no session before a stage needs one."""
+    """Runs stages on Spark beyond `in_process_keys`; starts no session before a stage needs one.
+
+    `executor`: who makes paid calls; with "driver" stages that pay run as on the local engine, whatever their size.
+    """
 
     name = "spark"
 
@@ -77,12 +80,14 @@ class SparkEngine:
         in_process_keys: int = 2_000,
         partitions: int | None = None,
         collect_mb: int = 256,
+        executor: Literal["workers", "driver"] = "workers",
     ) -> None:
         self._given = spark
         self._session: SparkSession | None = None
         self.in_process_keys = in_process_keys
         self.partitions = partitions
         self.collect_mb = collect_mb
+        self.executor = executor
         self._local = LocalEngine()
         self._starter: ThreadPoolExecutor | None = None
         self._starting: Future[SparkSession] | None = None
@@ -103,7 +108,11 @@ class SparkEngine:
         other keys are looked up."""
         self._moved = keys
         stages = [stage for stage in plan.stages if isinstance(stage, KeyedStage)]
-        away = [stage for stage in stages if keys > stage.in_process_limit(self.in_process_keys)]
+        away = [
+            stage
+            for stage in stages
+            if keys > stage.in_process_limit(self.in_process_keys) and not self.pays_here(stage)
+        ]
         if self._starter is not None or not away:
             return
         context = {name: value for stage in away for name, value in travelling(stage, job).items()}
@@ -137,7 +146,7 @@ class SparkEngine:
         for stage in plan.stages:
             if isinstance(stage, ReadSource):  # one without a scan runs like a stage of its own
                 stage = KeyedStage(stage.space, (stage.source,), (), False, stage.feeds)
-            if isinstance(stage, KeyedStage):
+            if isinstance(stage, KeyedStage) and not self.pays_here(stage):
                 for name, value in travelling(stage, job).items():
                     try:
                         cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
@@ -148,7 +157,15 @@ class SparkEngine:
                             "engine='local'."
                         ) from error
 
+    def pays_here(self, stage: KeyedStage) -> bool:
+        """Whether this process carries the stage out because workers make no paid calls. Nobody knows beforehand what
+        a hand-written get asks."""
+        return self.executor == "driver" and any(b.paid or b.is_dynamic() for b in stage.builders)
+
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+        if self.pays_here(stage):
+            self._local.run_stage(stage, keys, evaluator, job)
+            return
         # What a gather reads is on the driver. A group-level builder gathers once and spreads what it made.
         gathers = any(dep.keyset is not None for b in stage.builders for dep in job.bindings[b].deps)
         by_hand = evaluator.purse is not None and any(b.is_dynamic() for b in stage.builders)

@@ -61,8 +61,9 @@ class TableInputs:
             keys = keys.join(rows.select("key"), "key", "left_semi")
         return {name: rows.join(keys, "key", "left_semi") for name, rows in before.items()}
 
-    def work(self, stage: KeyedStage) -> StageWork:
-        """What the stage's builders need in a worker: sources of the whole group are read once, here."""
+    def work(self, stage: KeyedStage, *, here: bool = False) -> StageWork:
+        """What the stage's builders need in a worker, or `here`, in this process: sources of the whole group are read
+        once, here."""
         shared = []
         for builder, bound in self.job.bindings.items():
             results = self.evaluator.results.get(builder.name)
@@ -71,7 +72,8 @@ class TableInputs:
                 rows = ((key_json(key), result) for key, result in results.items())
                 shared.append((builder, to_given(builder.name, rows)))
         work = stage_work(stage, self.evaluator, self.job)
-        return shares(replace(work, shared=(*work.shared, *shared)), self.store.spark)
+        work = replace(work, shared=(*work.shared, *shared))
+        return work if here else shares(work, self.store.spark)
 
     def link(self, space: Space, keys: DataFrame) -> DataFrame:
         """(reader, key): where `keys` of a reached space's origin lead."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, as_dep
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.engines.spark import SparkEngine, travelling
+from featurekit_spark.engines.table_here import rows_made_here
 from featurekit_spark.engines.table_inputs import TableInputs, with_given
 from featurekit_spark.engines.table_sql import ROW_DDL, as_rows, bare_struct, row_struct, union_all
 from featurekit_spark.engines.table_store import TableStore
@@ -26,7 +27,7 @@ from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import GatherStage, KeyedStage, Plan, Space
 from featurekit_spark.readings import scan_of
-from featurekit_spark.results import Counts
+from featurekit_spark.results import ROW_SCHEMA, Counts
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -146,6 +147,9 @@ class TableStages(Execution):
         given = [*self.inputs.given(stage), *self.inputs.cached(stage, keys)]
         if any(self._gathers(builder) for builder in stage.builders):
             rows = self._gathered_rows(stage, keys, given)
+        elif self.spark_engine.pays_here(stage):
+            work = self.inputs.work(stage, here=True)
+            rows = rows_made_here(with_given(keys, given), work, self.store, stage.label)
         else:
             work, frame = self.inputs.work(stage), with_given(keys, given)
             frame = frame if work.tasks is None else frame.coalesce(work.tasks)
@@ -191,9 +195,14 @@ class TableStages(Execution):
         frames += [self.inputs.rows[where].selectExpr(row_struct()) for where in read]
         # Members of builders without inputs are evaluated in the gather itself, and need their context there.
         wider = replace(stage, builders=tuple(b for own in stage.builders for b in _with_gathered(own)))
-        work = replace(self.inputs.work(stage), context=travelling(wider, self.job), tasks=None)
-        task = GatherTask(work, tuple(keysets.items()))
-        return union_all(frames).select("row.*").repartition(1).mapInArrow(task, ROW_DDL)
+        here = self.spark_engine.pays_here(stage)
+        work = self.inputs.work(stage, here=here)
+        work = replace(work, context=travelling(wider, self.job), tasks=None)
+        task, members = GatherTask(work, tuple(keysets.items())), union_all(frames).select("row.*")
+        if here:
+            made = task(members.toArrow().to_batches())
+            return self.store.write([pa.Table.from_batches(made, ROW_SCHEMA)], ROW_DDL, stage.label)
+        return members.repartition(1).mapInArrow(task, ROW_DDL)
 
     def _gathers(self, builder: Builder) -> bool:
         return any(dep.keyset is not None for dep in self.job.bindings[builder].deps)

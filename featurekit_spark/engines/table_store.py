@@ -10,9 +10,11 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from featurekit_spark.builder import Bound
 from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA
@@ -44,10 +46,21 @@ class TableStore:
 
     def save(self, frame: DataFrame, label: str) -> DataFrame:
         """Write a frame once and read it back: the one action on it."""
-        self._number += 1
-        path = f"{self.staging}/{self._number:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', label)}"
+        path = self._place(label)
         frame.write.parquet(path)
         return self.spark.read.schema(frame.schema).parquet(path)
+
+    def write(self, tables: Iterable[pa.Table], ddl: str, label: str) -> DataFrame:
+        """Write tables as they come, and read them as one frame."""
+        path = self._place(label)
+        self.spark.createDataFrame([], ddl).write.parquet(path)
+        for table in tables:
+            self.spark.createDataFrame(table, ddl).write.mode("append").parquet(path)
+        return self.spark.read.schema(ddl).parquet(path)
+
+    def _place(self, label: str) -> str:
+        self._number += 1
+        return f"{self.staging}/{self._number:03d}-{re.sub(r'[^A-Za-z0-9]+', '-', label)}"
 
     def close(self) -> None:
         """Remove what was saved."""

@@ -47,6 +47,7 @@ __all__ = [
     "GatherTask",
     "LinkTask",
     "MemberTask",
+    "PackTask",
     "ReadsTask",
     "SourceTask",
     "StageWork",
@@ -225,6 +226,19 @@ class ColumnTask:
             if ended is not None:
                 yield from _failure(ended).to_batches()
                 return
+
+
+@dataclass(frozen=True)
+class PackTask:
+    """Rows as Arrow streams of at most so many, one in a cell: what another process reads with the types they have."""
+
+    batch_rows: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for whole in batches:
+            for start in range(0, whole.num_rows, self.batch_rows):
+                data = closed(pa.Table.from_batches([whole.slice(start, self.batch_rows)]))
+                yield pa.record_batch({"chunk": pa.array([data], pa.binary())})
 
 
 @dataclass(frozen=True)
