@@ -5,7 +5,7 @@ Knows results and builders' declarations; looks nothing up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, TypeAlias
 
@@ -14,6 +14,7 @@ import pyarrow as pa
 from featurekit_spark.build import Built, finish
 from featurekit_spark.builder import Bound
 from featurekit_spark.cache.base import Entry
+from featurekit_spark.failures import KnownFailure
 from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
 from featurekit_spark.results import Origin, Read, Result, from_entry, new_entries, to_rows
 from featurekit_spark.values import NULL_HASH
@@ -106,6 +107,26 @@ class Batch:
         until, found.reads = self.lineage(row)
         found.until = earliest(found.until, until)
         self.results[row] = found
+
+    def remember(self, rows: list[int], standing: Mapping[str, KnownFailure]) -> list[int]:
+        """What is known to fail for good becomes the rows' results; the rows that are left."""
+        left = []
+        for row in rows:
+            _, inputs, identity = self.identities[row]
+            failure = standing.get(identity)
+            if failure is None:
+                left.append(row)
+                continue
+            self.results[row] = Result(
+                Origin.REMEMBERED,
+                None,
+                error=failure.error,
+                ts=failure.ts,
+                inputs_hash=inputs,
+                entry_id=identity,
+                until=earliest(self.bound.builder.freshness.expiry(failure.ts), self.lineage(row)[0]),
+            )
+        return left
 
     def _finished(self, rows: list[int], built: list[Built], now: datetime, origin: Origin) -> list[Result]:
         return finish(

@@ -23,6 +23,7 @@ from featurekit_spark.errors import (
     FeaturekitError,
     ValueMismatchError,
 )
+from featurekit_spark.failures import tagged
 from featurekit_spark.fingerprint import digest, entry_id, key_json
 from featurekit_spark.results import Origin, Read, Result
 
@@ -145,7 +146,7 @@ def _failure(
         Origin.ERROR,
         None,
         payload=None if answer is None else answer.encode("utf-8", "replace"),
-        error=f"{bound.name}{text}: {_told(error)}",
+        error=f"{bound.name}{text}: {tagged(_told(error), error) if bound.builder.paid else _told(error)}",
         ts=now,
         inputs_hash=inputs,
         entry_id=entry_id(bound.name, bound.config_hash, text, inputs),

@@ -27,6 +27,7 @@ from featurekit_spark.builder import (
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.errors import BudgetError, BuildError, ContextError
 from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.failures import Failures, RetryErrors, retrying
 from featurekit_spark.fingerprint import entry_id, inputs_hash, key_json
 from featurekit_spark.freshness import NO_FALLBACK
 from featurekit_spark.graph import Graph
@@ -61,16 +62,19 @@ class Feature(Generic[V]):
 
 
 class Controller:
-    """Gets features for single keys or batches through `cache`, computing what is missing.
+    """Gets features for single keys or batches through `cache`, computing what is missing. Paid keys that failed for
+    good are not asked again, unless `retry_errors` is "terminal" or "all".
 
     >>> Controller(context, cache).get(LLMLogic, ("abt", "US", "abt-00001")).value  # doctest: +SKIP
     ['abt-00017', ...]
     """
 
-    def __init__(self, context: Any, cache: FeatureCache) -> None:
+    def __init__(self, context: Any, cache: FeatureCache, *, retry_errors: RetryErrors | None = None) -> None:
         self.context = context
         self.cache = cache
+        self.retry_errors = retry_errors
         self.purse: Purse | None = None
+        self.failures: Failures | None = None
         self._bindings: dict[type, Bindings] = {}
 
     def get(
@@ -107,6 +111,7 @@ class Controller:
             gather="build" if gather else "current",
             controller=lambda e: HandController(self.context, self.cache, e),
             purse=self.purse,
+            failures=self.failures or retrying(self.cache, self.retry_errors),
         )
         try:
             results = evaluator.resolve(feature_builder, parsed)
@@ -139,7 +144,7 @@ class HandController(Controller):
 
     def __init__(self, context: Any, cache: FeatureCache, evaluator: Evaluator) -> None:
         super().__init__(context, cache)
-        self._evaluator, self.purse = evaluator, evaluator.purse
+        self._evaluator, self.purse, self.failures = evaluator, evaluator.purse, evaluator.failures
         self._reads: list[Read] | None = None
 
     def get_many(

@@ -56,11 +56,14 @@ __all__ = [
 
 class FeaturekitError(Exception):
     """Root of every error this library raises on purpose. `tokens`, `usd`: what it cost, where anybody knows.
-    `answer`: a model's text that could not be used, kept with the error."""
+    `answer`: a model's text that could not be used, kept with the error. `attempts`: how many requests were made, None
+    where nobody counted. `blames_request`: the request is at fault, and not what it was made with (a wrong key)."""
 
     retryable: ClassVar[bool] = False
     tokens: int | None = None
     usd: float | None = None
+    attempts: int | None = None
+    blames_request: bool = True
     answer: str | None = None
 
     def with_cost(self, tokens: int | None, usd: float | None) -> Self:

@@ -23,6 +23,7 @@ from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import local_builders
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Execution
+from featurekit_spark.failures import FailedKeys
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
@@ -77,7 +78,8 @@ class BuilderEstimate:
 class PlanEstimate:
     """What a run would do. `keys`: of the first target; `unchanged`: every key of every target is proven; `changes`:
     builders whose code, config or type is another than in the group's last run; `to_pay`: by paid builder the keys (as
-    JSON) that no entry answers, as far as they are known."""
+    JSON) that no entry answers, as far as they are known; `failed`: what paid builders failed at before
+    and were not answered since, by kind."""
 
     group: Mapping[str, Any]
     ts: datetime
@@ -87,6 +89,7 @@ class PlanEstimate:
     warnings: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     to_pay: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    failed: tuple[FailedKeys, ...] = ()
 
     def __getitem__(self, name: str) -> BuilderEstimate:
         return next(builder for builder in self.builders if builder.name == name)
@@ -126,7 +129,17 @@ def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mappi
     warnings = tuple(key_jumps(plan, {b.name: b.keys for b in builders}, before))
     adopted = adopted_hashes(job.cache, dict(zip(plan.group_fields, group, strict=True)))
     changes = tuple(changed_builders(graph, job.bindings, last, adopted=adopted))
-    return PlanEstimate(named, job.now, walk.keys, walk.unchanged, builders, warnings, changes, walk.to_pay())
+    return PlanEstimate(
+        named,
+        job.now,
+        walk.keys,
+        walk.unchanged,
+        builders,
+        warnings,
+        changes,
+        walk.to_pay(),
+        tuple(walk.failed()),
+    )
 
 
 def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -153,6 +166,7 @@ class _DryRun(Execution):
             gather="build",
             batch_rows=job.batch_rows,
             controller=lambda evaluator: _DryController(job.context, self.job.cache, evaluator),
+            failures=job.failures,
         )
         self.evaluator = self.dry
         self.beyond: dict[str, int] = {}
@@ -174,6 +188,15 @@ class _DryRun(Execution):
                 if keys:
                     found[builder.name] = keys
         return found
+
+    def failed(self) -> Iterator[FailedKeys]:
+        """What paid builders failed at before, among the keys that were walked."""
+        for builder in self.graph:
+            if builder.paid and self.job.failures is not None:
+                known = self.job.failures.known(self.job.bindings[builder])
+                results = self.dry.results.get(builder.name, {}).values() if known else ()
+                ids = dict.fromkeys(r.entry_id or "" for r in results if r.origin is not Origin.HIT)
+                yield from FailedKeys.summed(builder.name, [known[i] for i in ids if i in known])
 
     def _write_traces(self) -> None:
         """Nothing was made that a trace could speak of."""

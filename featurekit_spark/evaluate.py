@@ -32,6 +32,7 @@ from featurekit_spark.builder import (
 from featurekit_spark.cache.base import Found
 from featurekit_spark.cache.journal import Journal
 from featurekit_spark.errors import BudgetError, FeaturekitError, NotBuiltError, UsageError
+from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
 from featurekit_spark.results import Counts, Origin, Result, count, from_entry
 from featurekit_spark.values import NULL_HASH
@@ -60,7 +61,7 @@ class Evaluator:
     current entry (workers and single requests), in both cases `NotBuiltError` where there is nothing to take.
     `results[builder name][key]` holds all results, given ones included; `done` counts those that were taken;
     `incomplete` names the builders whose gather lost members that failed. `purse`: what paid builders may still pay;
-    `journal`: keeps their answers from the moment they come.
+    `journal`: keeps their answers from the moment they come; `failures`: what they failed at before.
     """
 
     def __init__(
@@ -75,13 +76,14 @@ class Evaluator:
         controller: Callable[[Evaluator], Any] | None = None,
         purse: Purse | None = None,
         journal: Journal | None = None,
+        failures: Failures | None = None,
     ) -> None:
         self.bindings, self.context, self.now = bindings, context, now
         self.store: Lookup = store
         self.gather, self.batch_rows = gather, batch_rows
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}
-        self.purse, self.journal = purse, journal
+        self.purse, self.journal, self.failures = purse, journal, failures
         self._spent: FeaturekitError | None = None
         self.done: dict[str, Counts] = {}
         self.incomplete: set[str] = set()
@@ -211,6 +213,8 @@ class Evaluator:
                     batch.results[row] = self._hit(bound, hit, batch.lineage(row))
                 else:
                     misses.append(row)
+        if misses and bound.builder.paid and self.failures is not None:
+            misses = batch.remember(misses, self.failures.standing(bound, self.now))
         if misses:
             self._build(batch, misses)
         return batch.results
@@ -483,7 +487,7 @@ class Evaluator:
         if failed is not None:
             inputs = digest("failed", failed.error or "")
             return Result(
-                Origin.UPSTREAM,
+                Origin.STILL if failed.origin in (Origin.REMEMBERED, Origin.STILL) else Origin.UPSTREAM,
                 None,
                 error=failed.error,
                 ts=self.now,

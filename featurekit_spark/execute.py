@@ -88,6 +88,7 @@ class Execution(Proofs):
             controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
             purse=job.purse,
             journal=job.journal,
+            failures=job.failures,
         )
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine

@@ -11,6 +11,7 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.journal import Journal
+from featurekit_spark.failures import Failures
 
 __all__ = ["Job", "Progress"]
 
@@ -31,3 +32,4 @@ class Job:
     progress: Progress = field(default=lambda what, done, total: None)
     purse: Purse | None = None
     journal: Journal | None = None
+    failures: Failures | None = None

@@ -53,6 +53,7 @@ class Dry(Evaluator):
             gather="build",
             batch_rows=job.batch_rows,
             controller=lambda evaluator: HandController(job.context, job.cache, evaluator),
+            failures=job.failures,
         )
         self.job = job
         self._loaded: set[tuple[str, Key]] = set()
@@ -161,7 +162,8 @@ class Past(Dry):
     """
 
     def __init__(self, job: Job, moment: Moment, config_hashes: Mapping[str, str]) -> None:
-        super().__init__(replace(job, bindings=_PastBindings(job, config_hashes)))
+        # What failed since then was not known then.
+        super().__init__(replace(job, bindings=_PastBindings(job, config_hashes), failures=None))
         self.moment = moment
         self._now = job.bindings
 

@@ -17,10 +17,13 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, TraceRow
 from featurekit_spark.cache.current import listed
+from featurekit_spark.failures import FailureKind, failure_in
 from featurekit_spark.values import NULL_HASH, ValueType
 
 __all__ = [
     "BUILT",
+    "FAILED",
+    "FAILURES",
     "ROW_SCHEMA",
     "Counts",
     "Origin",
@@ -51,11 +54,15 @@ class Origin(StrEnum):
     EMPTY = "empty"  # an input is null, so the value is null: nothing was looked up or built
     ERROR = "error"  # its own build failed
     UPSTREAM = "upstream"  # an input failed
+    REMEMBERED = "remembered"  # its own paid build failed for good in an earlier run, and was not asked again
+    STILL = "still"  # an input failed, and that is remembered
     MISS = "miss"  # dry walks only: a run would have to build it, so its value is unknown
 
 
 BUILT: Final = (Origin.COMPUTED, Origin.UPDATED, Origin.ERROR)
 """A builder's code ran."""
+FAILED: Final = (Origin.ERROR, Origin.UPSTREAM, Origin.REMEMBERED, Origin.STILL)
+FAILURES: Final = tuple(kind.value for kind in FailureKind)
 
 ROW_SCHEMA: Final = pa.schema(
     [
@@ -67,9 +74,11 @@ ROW_SCHEMA: Final = pa.schema(
             pa.list_(pa.struct([("source", pa.string()), ("key", pa.string()), ("hash", pa.string())])),
         ),
         ("current", pa.bool_()),
+        ("failure", pa.string()),
     ]
 )
-"""A result as a row: an entry's columns and how it came about. Stages take such rows in and give them out."""
+"""A result as a row: an entry's columns and how it came about; `failure`, the kind of a paid builder's own. Stages take
+such rows in and give them out."""
 
 
 def _is_fresh(rows: pa.Table) -> pa.ChunkedArray:
@@ -158,6 +167,14 @@ class Result:
         return f"Result({self.origin}, {self.error or self._value!r})"
 
 
+def _own_kind(result: Result) -> str | None:
+    """The kind of a paid builder's own failure."""
+    if result.origin not in (Origin.ERROR, Origin.REMEMBERED):
+        return None
+    told = failure_in(result.error)
+    return None if told is None else told.kind.value
+
+
 def from_entry(
     entry: Entry, kind: ValueType, *, current: bool = True, until: datetime | None = None
 ) -> Result:
@@ -192,6 +209,7 @@ def to_rows(builder: str, config_hash: str, results: Iterable[tuple[str, Result]
         "usd": [r.usd for r in found],
         "origin": [r.origin.value for r in found],
         "current": [r.current for r in found],
+        "failure": [_own_kind(r) for r in found],
         **_read_later(found),
     }
     return _table(columns, len(pairs))
@@ -336,8 +354,9 @@ def new_pointers(rows: pa.Table, by_hand: Collection[str], now: datetime, run_id
 @dataclass
 class Counts:
     """What a run did for one builder. `computed`: built; `updated`: followed from their earlier values; `error`: keys
-    without an answer, their own failures and their inputs'. `usd`: None where an answer has no price; of failed calls
-    as far as it is known."""
+    without an answer, their own failures and their inputs'. Of a paid builder's own: how many are `retryable`,
+    `terminal` and `quota`, and how many of all these are `remembered` and were not asked. `usd`: None where an answer
+    has no price; of failed calls as far as it is known."""
 
     hit: int = 0
     computed: int = 0
@@ -348,14 +367,19 @@ class Counts:
     tokens: int = 0
     usd: float | None = field(default=0.0)
     seconds: float = 0.0
+    retryable: int = 0
+    terminal: int = 0
+    quota: int = 0
+    remembered: int = 0
 
     @property
     def keys(self) -> int:
         return self.hit + self.computed + self.updated + self.empty + self.error
 
     def add(self, other: Counts) -> None:
-        for name in ("hit", "computed", "updated", "empty", "error", "calls", "tokens", "seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, amount in vars(other).items():
+            if name != "usd":
+                setattr(self, name, getattr(self, name) + amount)
         self.usd = None if self.usd is None or other.usd is None else self.usd + other.usd
 
 
@@ -372,8 +396,12 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
                 counts.computed += 1
             case Origin.UPDATED:
                 counts.updated += 1
-            case Origin.ERROR | Origin.UPSTREAM:
+            case origin if origin in FAILED:
                 counts.error += 1
+                counts.remembered += result.origin is Origin.REMEMBERED
+                kind = _own_kind(result)
+                if kind is not None:
+                    setattr(counts, kind, getattr(counts, kind) + 1)
         if result.origin in BUILT:
             counts.seconds += result.seconds or 0.0
             counts.tokens += result.tokens or 0
@@ -387,6 +415,7 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
 def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
     """As `count`, over ROW_SCHEMA rows of one builder."""
     tallies = {row["values"]: row["counts"] for row in rows["origin"].value_counts().to_pylist()}
+    kinds = {row["values"]: row["counts"] for row in rows["failure"].value_counts().to_pylist()}
     built = rows.filter(pc.is_in(rows["origin"], pa.array([origin.value for origin in BUILT])))
     calls = len(built) if paid else 0
     usd: float | None = 0.0
@@ -399,7 +428,9 @@ def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
         computed=tallies.get("computed", 0),
         updated=tallies.get("updated", 0),
         empty=tallies.get("empty", 0),
-        error=tallies.get("error", 0) + tallies.get("upstream", 0),
+        error=sum(tallies.get(origin.value, 0) for origin in FAILED),
+        remembered=tallies.get(Origin.REMEMBERED.value, 0),
+        **{kind: kinds.get(kind, 0) for kind in FAILURES},
         calls=calls,
         tokens=pc.sum(built["tokens"]).as_py() or 0,
         usd=usd,

@@ -28,6 +28,7 @@ from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import BudgetReachedError, NewCallsError, UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.execute import Engine, Execution
+from featurekit_spark.failures import FailedKeys, Failures, RetryErrors, failed_keys, retrying
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job, Progress
@@ -161,6 +162,7 @@ class Session:
             "estimate",
             self.limits.batch_rows,
             self.progress,
+            failures=Failures(self.cache),
         )
         if not passes_through_driver(plan, job, self.engine, group=key):
             raise UsageError(
@@ -192,6 +194,8 @@ class Session:
         configs: Mapping[Any, Any] | None = None,
         run_id: str | None = None,
         budget: Budget | None = None,
+        retry_errors: RetryErrors | None = None,
+        retry_builders: Sequence[type[FeatureBuilder[Any]] | str] | None = None,
         **group: Any,
     ) -> RunResult:
         """Compute the targets, each `Builder.over(KeySet)`, for one group given by its key fields.
@@ -199,7 +203,8 @@ class Session:
         Keys that are proven unchanged are not computed; failed keys are errors of their own and make the status
         partial. Raises DefinitionError, UsageError and ContextError before anything ran, BudgetReachedError where
         `budget` does not suffice: what was paid for is kept, a record says that the run stopped, and the same call goes
-        on from there.
+        on from there. Paid keys that failed for good before are not asked again, unless `retry_errors` is "terminal" or
+        "all" (for `retry_builders` only, if given); every run asks again for the others.
         """
         plan, graph, bindings, key = self._prepare(targets, configs, group)
         run_id = run_id or uuid.uuid4().hex
@@ -212,6 +217,7 @@ class Session:
             self.limits.batch_rows,
             self.progress,
             self._purse(budget, graph, bindings),
+            failures=retrying(self.cache, retry_errors, retry_builders, graph=graph),
         )
         names = [target.builder.name for target in plan.targets]
         stands = standing(plan, graph, bindings, self.context)
@@ -294,6 +300,14 @@ class Session:
                 f"{found.calls} calls would have to be paid for, and no new ones are allowed: {'; '.join(missing)}. "
                 "Nothing was computed."
             )
+
+    def failed(
+        self, *targets: Target, configs: Mapping[Any, Any] | None = None, **group: Any
+    ) -> list[FailedKeys]:
+        """What the paid builders below the targets failed at and were not answered since, by kind. Of all groups that
+        share the cache and these configs; `estimate(...).failed` counts those of one group."""
+        _, graph, bindings, _ = self._prepare(targets, configs, group)
+        return failed_keys(self.cache, [bindings[builder] for builder in graph if builder.paid])
 
     def _purse(self, budget: Budget | None, graph: Graph, bindings: Bindings) -> Purse | None:
         if budget is None or not budget.limited:

@@ -179,11 +179,10 @@ class Steps:
         if result.origin is Origin.HIT:
             return "hit", f"computed at {when(result.ts)}" if result.ts else "computed before", False
         if result.failed and not isinstance(result, Unbuilt):
-            return (
-                "error",
-                str(result.error).removeprefix(f"{bound.name}{text}: "),
-                not any(cell.failed for cell in cells),
-            )
+            told = str(result.error).removeprefix(f"{bound.name}{text}: ")
+            if result.origin is Origin.REMEMBERED:
+                told += "; it is not asked again, unless a run retries terminal errors"
+            return "error", told, not any(cell.failed for cell in cells)
         if result.origin is Origin.EMPTY:
             return "empty", "an input is null, so there is nothing to compute", False
         if bound.builder.inline:

@@ -15,6 +15,7 @@ from featurekit_spark.builder import FeatureBuilder, KeySet, keys_of, load_build
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.check import group_trace, plan_hash
 from featurekit_spark.controller import run_clock
+from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import group_hash, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
@@ -55,7 +56,7 @@ def why(
     if keyset is not None:
         bindings.group_fields |= set(keyset.key)
         group = keys_of(builder.key, parsed, keyset.key)
-    job = Job(bindings, context, cache, run_clock(context), "explained", 2_048)
+    job = Job(bindings, context, cache, run_clock(context), "explained", 2_048, failures=Failures(cache))
     steps = Steps(Dry(job), graph, cache.runs(key_json(group)) if group is not None else [])
     proof = note = None
     if keyset is not None and group is not None:

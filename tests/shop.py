@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder, Gathered, KeySet, Metered, Source, Update, each
+from featurekit_spark.errors import BuildError
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.testing.fakes import MovingClock
 
@@ -38,6 +39,8 @@ class World:
     greetings: dict[str, str] = field(default_factory=dict)
     rate: int = 1
     failing: set[str] = field(default_factory=set)  # texts and prompts on which builders fail, for now
+    refusing: set[str] = field(default_factory=set)  # prompts that the model refuses, for now
+    refused: Counter[str] = field(default_factory=Counter)  # how often it did
     broken: set[tuple[str, str, str]] = field(
         default_factory=set
     )  # products whose title cannot be read, for now
@@ -217,6 +220,9 @@ class Answer(FeatureBuilder[str]):
     async def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> Metered[str]:
         if inputs["prompt"] in context.world.failing:
             raise TimeoutError("no answer")
+        if inputs["prompt"] in context.world.refusing:
+            context.world.refused[inputs["prompt"]] += 1
+            raise BuildError("the model refused").with_cost(2, 0.25)
         context.world.done(self, inputs["prompt"])
         return Metered(inputs["prompt"].upper(), tokens=3, usd=0.5)
 
@@ -416,6 +422,7 @@ class Model:
     stocks: dict[Any, tuple[datetime, int | None]] = field(default_factory=dict)
     prices: dict[Any, tuple[datetime, int]] = field(default_factory=dict)
     template: str = "{greeting}: {title}"
+    remembered: set[str] = field(default_factory=set)  # prompts that are known to be refused
 
     def answer(self, target: str, key: tuple[str, str, str]) -> Any:
         """The value, or `Failed` as a value."""
@@ -442,7 +449,8 @@ class Model:
 
     def fails(self, builder: str, text: str) -> bool:
         """What was built once is kept, whether or not it could be built today."""
-        return text in self.world.failing and not self.world.built[builder, text]
+        refused = builder == "Answer" and text in self.world.refusing | self.remembered
+        return (text in self.world.failing or refused) and not self.world.built[builder, text]
 
     def embed(self, text: str) -> list[int]:
         if self.fails("Embed", text):

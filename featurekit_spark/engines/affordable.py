@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from featurekit_spark.builder import Source, keys_of
+from featurekit_spark.builder import Bound, Source, keys_of
 from featurekit_spark.engines.lookup import stage_candidates
 from featurekit_spark.evaluate import Evaluator
-from featurekit_spark.fingerprint import key_json
+from featurekit_spark.fingerprint import entry_id, inputs_hash, key_json
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage
 from featurekit_spark.results import Counts
@@ -48,7 +48,7 @@ def affordable_parts(
         calls = now.calls - made.calls - (purse.calls - before)  # less what this process has counted itself
         if calls > 0:
             usd = None if now.usd is None or made.usd is None else now.usd - made.usd
-            failed = min(now.error - made.error, calls)
+            failed = min(now.error - now.remembered - made.error + made.remembered, calls)
             purse.charge_sum(name, calls - failed, usd)
             purse.charge(name, [], failed)
         keys, needs = keys[size:], needs[size:]
@@ -65,11 +65,27 @@ def _needs(stage: KeyedStage, keys: Sequence[Key], job: Job) -> list[int]:
             read_again = issubclass(builder, Source) and (until is None or not hit.current)
             if not read_again and (until is None or job.now < until):
                 alive.add((builder.name, hit.entry.key))
+    standing = {
+        builder.name: job.failures.standing(job.bindings[builder], job.now)
+        for builder in stage.builders
+        if builder.paid and not builder.deps and job.failures is not None
+    }
     found = []
     for key in keys:
-        texts = ((b.name, key_json(keys_of(stage.space.key, key, b.key))) for b in stage.builders if b.paid)
-        found.append(sum(text not in alive for text in texts))
+        texts = [(b, key_json(keys_of(stage.space.key, key, b.key))) for b in stage.builders if b.paid]
+        found.append(
+            sum(
+                (b.name, text) not in alive
+                and _identity(job.bindings[b], text) not in standing.get(b.name, ())
+                for b, text in texts
+            )
+        )
     return found
+
+
+def _identity(bound: Bound, text: str) -> str:
+    """The entry_id of a key of a builder without inputs."""
+    return entry_id(bound.name, bound.config_hash, text, inputs_hash(()))
 
 
 def _made(evaluator: Evaluator, paid: Sequence[Any]) -> Counts:

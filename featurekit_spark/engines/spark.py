@@ -37,6 +37,7 @@ from featurekit_spark.engines.tasks import (
 )
 from featurekit_spark.errors import ContextError
 from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan, ReadSource
@@ -309,7 +310,14 @@ def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
         as_table(former_entries(stage, evaluator, job)),
         job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
         job.journal if stage.paid else None,
+        _failures(stage, job),
     )
+
+
+def _failures(stage: KeyedStage, job: Job) -> Failures | None:
+    """What the stage's paid builders failed at before."""
+    paid = [job.bindings[builder] for builder in stage.builders if builder.paid]
+    return job.failures.read(paid) if paid and job.failures is not None else None
 
 
 def _pack(stage: KeyedStage, chunk: Sequence[Key], evaluator: Evaluator, cached: pa.Table, job: Job) -> bytes:

@@ -64,6 +64,7 @@ def entry_struct() -> str:
         origin=None,
         until=None,
         reads=None,
+        failure=None,
     )
 
 

@@ -23,7 +23,7 @@ from featurekit_spark.engines.table_sql import FRESH, ddl_of, entry_struct, text
 from featurekit_spark.engines.tasks import raised
 from featurekit_spark.job import Job
 from featurekit_spark.locks import local_path, table_lock
-from featurekit_spark.results import BUILT, Counts
+from featurekit_spark.results import BUILT, FAILED, FAILURES, Counts
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -164,7 +164,7 @@ class TableStore:
         fresh = F.col("origin").isin(*FRESH) & ~F.col("builder").isin(*inline)
         hand = F.col("builder").isin(*by_hand) & (F.col("origin") == "computed")
         again = F.col("origin").isin("hit", "empty") & ~F.col("current") | hand
-        stats = rows.groupBy("builder", "origin").agg(
+        stats = rows.groupBy("builder", "origin", "failure").agg(
             F.count("*").alias("number"),
             *(F.sum(name).alias(name) for name in ("seconds", "tokens", "usd")),
             F.count("usd").alias("priced"),
@@ -207,7 +207,9 @@ def _counted(row: Any, paid: bool) -> Counts:
         computed=number if origin == "computed" else 0,
         updated=number if origin == "updated" else 0,
         empty=number if origin == "empty" else 0,
-        error=number if origin in ("error", "upstream") else 0,
+        error=number if origin in FAILED else 0,
+        remembered=number if origin == "remembered" else 0,
+        **{kind: number if row["failure"] == kind else 0 for kind in FAILURES},
         calls=calls,
         tokens=int(row["tokens"] or 0) if built else 0,
         usd=0.0 if not calls else float(row["usd"] or 0.0) if priced else None,

@@ -25,6 +25,7 @@ from featurekit_spark.controller import HandController
 from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
 from featurekit_spark.errors import FeaturekitError
 from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.results import (
     ROW_SCHEMA,
@@ -72,8 +73,8 @@ class StageWork:
 
     `context`: the attributes that its builders declare. `shared`: group-level results, passed once; `former`: entries
     (CACHED_SCHEMA) of what the group's features were before.
-    `cache`: for hand-written gets only, whose reads nobody knows beforehand. `journal`: of a stage that pays.
-    `tasks`: how many may run at once, None for as many as fit.
+    `cache`: for hand-written gets only, whose reads nobody knows beforehand. `journal`, `failures`: of a stage that
+    pays. `tasks`: how many may run at once, None for as many as fit.
     """
 
     fields: tuple[str, ...]
@@ -86,6 +87,7 @@ class StageWork:
     former: pa.Table
     cache: Any = None
     journal: Journal | None = None
+    failures: Failures | None = None
     tasks: int | None = None
 
     def inline(self) -> list[str]:
@@ -106,6 +108,7 @@ class StageWork:
             batch_rows=self.batch_rows,
             controller=lambda e: HandController(context, store, e),
             journal=self.journal if self.journal is not None and self.journal.seen() else None,
+            failures=self.failures,
         )
         for builder, table in self.shared:
             evaluator.give(builder, results_by_key(table, self.bindings[builder].type))

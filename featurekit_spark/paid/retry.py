@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Generic, TypeVar, assert_never
 
 from featurekit_spark.errors import BudgetError, BuildError, FeaturekitError, ServiceError, UsageError
+from featurekit_spark.failures import FailureKind
 from featurekit_spark.paid.limits import RateLimiter
 
 __all__ = [
@@ -33,14 +34,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-class FailureKind(Enum):
-    """Whether asking again helps: later, never, or not before somebody pays."""
-
-    RETRYABLE = "retryable"
-    TERMINAL = "terminal"
-    QUOTA = "quota"
 
 
 class Sign(Enum):
@@ -191,7 +184,9 @@ async def with_retries(
             probing = breaker.enter()
         except ServiceError as refusal:
             if failure is None:
-                raise ServiceError(f"{what}: {refusal}") from None
+                unasked = ServiceError(f"{what}: {refusal}")
+                unasked.attempts = 0
+                raise unasked from None
             raise _told(what, failure, policy, f"; {refusal}") from failure
         number += 1
         start = clock.now()
@@ -273,6 +268,7 @@ def _told(what: str, failure: CallFailure, policy: RetryPolicy, why: str) -> Fea
             error = BudgetError(told + tried * (failure.attempts > 1))
         case _:
             assert_never(failure.kind)
+    error.attempts, error.blames_request = failure.attempts, failure.sign is Sign.WORKS
     return error.with_cost(failure.tokens, failure.usd)
 
 

@@ -1,8 +1,8 @@
 """Random histories of edits, runs, single requests and crashes against a model that recomputes everything.
 
 After every run each answer must be what the model says, every reader of the cache must say the same, nothing may have
-been paid for twice, and a run on top of it must build nothing. `FEATUREKIT_HISTORIES=50` makes 50 times as many
-histories, other ones each time.
+been paid for twice, nothing that was refused may have been asked again where that was not wanted, and a run on top of
+it must build nothing. `FEATUREKIT_HISTORIES=50` makes 50 times as many histories, other ones each time.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ EDITS = st.one_of(
     st.tuples(st.just("greet"), MERCHANTS, st.sampled_from(["hello", "hi"])),
     st.tuples(st.just("feature"), MERCHANTS, st.lists(IDS, unique=True)),
     st.tuples(st.just("fail_or_recover"), TEXTS),
+    st.tuples(st.just("refuse_or_give_in"), TEXTS),
     st.tuples(st.just("break_or_mend"), MERCHANTS, IDS),
     st.tuples(st.just("set_rate"), st.sampled_from([1, 10])),
     st.tuples(st.just("wait"), st.sampled_from([1, 59, 61, 121, -30])),
@@ -136,6 +137,9 @@ class Histories(RuleBasedStateMachine):
     def fail_or_recover(self, text: str) -> None:
         self.world.failing ^= {text}
 
+    def refuse_or_give_in(self, prompt: str) -> None:
+        self.world.refusing ^= {prompt}
+
     def break_or_mend(self, merchant: str, product_id: str) -> None:
         self.world.broken ^= {(merchant, "US", product_id)}
 
@@ -154,6 +158,7 @@ class Histories(RuleBasedStateMachine):
         template=TEMPLATES,
         keys=KEYSETS,
         rows=st.sampled_from([1, 3, 2048]),
+        retry=st.sampled_from([None, None, None, "retryable", "terminal", "all"]),
     )
     def run(
         self,
@@ -163,12 +168,16 @@ class Histories(RuleBasedStateMachine):
         template: str,
         keys: Any,
         rows: int,
+        retry: Any,
     ) -> None:
         self.edit(edits)
         self.model.template = template
-        first = self.session_run(self.cache, merchant, wanted, template, keys, rows)
+        first = self.session_run(self.cache, merchant, wanted, template, keys, rows, retry=retry)
         members = self.members(merchant, keys)
+        if retry in ("terminal", "all"):
+            self.model.remembered = set()  # all of these were asked again
         self.check_answers(first, wanted, members)
+        self.model.remembered = self.remembered()
         self.check_readers(wanted, template, members)
 
         before = self.world.built.copy()
@@ -221,7 +230,11 @@ class Histories(RuleBasedStateMachine):
         members = self.members(merchant, shop.ProductIds)
         # Other targets look at prompts under another config, and leave those of this one as they are.
         self.check_readers((builder,), template, members, every_config=builder is not shop.Prompt)
-        kept = {"built": self.world.built, "version": self.world.version}
+        kept = {
+            "built": self.world.built,
+            "refused": self.world.refused,
+            "version": self.world.version,
+        }
         for name, value in {**world, **kept}.items():
             setattr(self.world, name, value)
         self.away, self.clock.now = away, now
@@ -302,7 +315,7 @@ class Histories(RuleBasedStateMachine):
     def recover(self, merchant: str, template: str) -> None:
         """Nothing fails any more: answers and hashes are those of a run that has no cache yet."""
         self.recovered = True
-        self.world.failing, self.world.broken = set(), set()
+        self.world.failing, self.world.refusing, self.world.broken = set(), set(), set()
         if self.world.version is not None:
             self.world.version += 1
         wanted = (
@@ -311,7 +324,7 @@ class Histories(RuleBasedStateMachine):
             shop.Banner,
         )  # without a ttl, by which an old answer may be the right one
         ours, fresh = (
-            self.session_run(cache, merchant, wanted, template, shop.ProductIds, 2048, world)
+            self.session_run(cache, merchant, wanted, template, shop.ProductIds, 2048, world, "all")
             for cache, world in (
                 (self.cache, self.world),
                 (MemoryCache(), shop.World(**{**vars(self.world), "built": self.world.built.copy()})),
@@ -334,11 +347,35 @@ class Histories(RuleBasedStateMachine):
         keys: Any,
         rows: int,
         world: shop.World | None = None,
+        retry: Any = None,
     ) -> RunResult:
         context = self.context if world is None else shop.ShopContext(world, self.clock)
         session = Session(context, cache, engine="local", limits=Limits(batch_rows=rows))
         over = [target.over(keys) for target in wanted]
-        return session.run(*over, configs=configs_of(wanted, template), merchant=merchant, market="US")
+        standing = self.remembered() if retry in (None, "retryable") else set()
+        asked = self.asked(standing)
+        try:
+            return session.run(
+                *over,
+                configs=configs_of(wanted, template),
+                retry_errors=retry,
+                merchant=merchant,
+                market="US",
+            )
+        finally:
+            assert self.asked(standing) == asked
+            self.model.remembered = self.remembered()
+
+    def asked(self, prompts: set[str]) -> dict[str, int]:
+        """How often the model was asked."""
+        world = self.world
+        return {prompt: world.refused[prompt] + world.built["Answer", prompt] for prompt in prompts}
+
+    def remembered(self) -> set[str]:
+        """Prompts whose newest entry says that the model refused."""
+        rows = self.cache.history("Answer").sort_by("recorded").to_pylist()
+        newest = {json.loads(row["key"])[0]: row for row in rows}
+        return {prompt for prompt, row in newest.items() if "the model refused" in (row["error"] or "")}
 
     def members(self, merchant: str, keys: Any) -> list[Any]:
         members = keys().build_one({"merchant": merchant, "market": "US"}, None, self.context)
@@ -368,6 +405,7 @@ class Histories(RuleBasedStateMachine):
     def check_get(self, builder: Any, key: Any, template: str, *, gather: bool = False) -> None:
         controller, configs = Controller(self.context, self.cache), configs_of((builder,), template)
         feature = controller.get(builder, key, configs, gather=gather)
+        self.model.remembered = self.remembered()
         expected = self.model.answer(builder.name, key)
         assert (feature.status == "error") == (expected is shop.Failed)
         assert feature.value == (None if expected is shop.Failed else expected)

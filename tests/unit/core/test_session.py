@@ -217,7 +217,9 @@ def test_errors_are_tried_again_and_make_a_run_partial(abt: Shop) -> None:
     result, built = abt.run(shop.Logic)
     assert result.status == "partial"
     assert list(result.errors) == ['["abt","US","p2"]']
-    assert result.errors['["abt","US","p2"]'].startswith('Answer["hello: sofa"]: TimeoutError: no answer')
+    assert result.errors['["abt","US","p2"]'].startswith(
+        'Answer["hello: sofa"]: [retryable, 1 attempt] TimeoutError: no answer'
+    )
     assert result.builders["Logic"].error == 1
     assert built["Logic"] == 2
     again, built = abt.run(shop.Logic)

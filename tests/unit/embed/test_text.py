@@ -156,7 +156,10 @@ def test_a_text_that_is_refused_is_its_own_keys_error(server: EmbeddingServer, b
     assert [hit["product_id"] for hit in values["abt", "US", "p0"]] == ["p1", "p4"]
     server.refuses = lambda text: False
     before = len(server.texts)
-    assert local_session(context(by_server(dim=32)), cache).run(target, **GROUP).status == "ok"
+    session = local_session(context(by_server(dim=32)), cache)
+    assert session.run(target, **GROUP).status == "partial"
+    assert server.texts[before:] == [], "a refused text is not asked again by every run"
+    assert session.run(target, retry_errors="terminal", **GROUP).status == "ok"
     assert sorted(server.texts[before:]) == ["oak dining table", "pine dining table"], "only what failed"
 
 

@@ -155,7 +155,7 @@ def test_what_cannot_be_repaired_is_an_error_with_its_text_beside_it(
     bad, good = ask(own, "a lamp", "a chair")
     assert good.value == VALUE
     assert (bad.status, bad.value) == ("error", None)
-    assert 'ProductVerdict["a lamp"]: two answers did not fit Verdict, the second: mood: ' in bad.error
+    assert 'ProductVerdict["a lamp"]: [terminal, 1 attempt] two answers did not fit Verdict, ' in bad.error
     assert len(server.requests) == 3
     row = next(row for row in rows(cache) if row["status"] == "error")
     assert (row["tokens"], row["value_hash"]) == (20, None)
@@ -164,7 +164,10 @@ def test_what_cannot_be_repaired_is_an_error_with_its_text_beside_it(
     assert cache.read(ProductVerdict)["prompt"].to_pylist() == ["a chair"]
     # The text answers nothing: who asks again asks the model.
     server.then(200, reply(GOOD))
-    assert ask(own, "a lamp")[0].value == VALUE
+    assert ask(own, "a lamp")[0].error == bad.error
+    assert len(server.requests) == 3
+    again = Controller(own.context, cache, retry_errors="terminal")
+    assert ask(again, "a lamp")[0].value == VALUE
     if isinstance(cache, DeltaCache):
         entries = show(cache, "ProductVerdict", '["a lamp"]', ProductVerdict)["entries"]
         assert [entry["value"] for entry in entries] == [VALUE, f"No: {BAD} \u00fc"]
