@@ -31,7 +31,13 @@ from featurekit_spark.builder import (
 )
 from featurekit_spark.cache.base import Found
 from featurekit_spark.cache.journal import Journal
-from featurekit_spark.errors import BudgetError, FeaturekitError, NotBuiltError, UsageError
+from featurekit_spark.errors import (
+    AnswersPendingError,
+    BudgetError,
+    FeaturekitError,
+    NotBuiltError,
+    UsageError,
+)
 from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
 from featurekit_spark.results import Counts, Origin, Result, count, from_entry
@@ -234,7 +240,9 @@ class Evaluator:
             misses = [row for row in misses if batch.results[row] is None]
         for rows in self._affordable(batch.bound, misses):
             keep = None if journal is None else self._keep(journal, batch, rows)
-            batch.take(rows, self._values(batch.bound, batch.inputs(rows), keep), self.now)
+            built = self._values(batch.bound, batch.inputs(rows), keep)
+            there = [at for at, item in enumerate(built) if not isinstance(item.error, AnswersPendingError)]
+            batch.take([rows[at] for at in there], [built[at] for at in there], self.now)
 
     def _keep(self, journal: Journal, batch: Batch, rows: list[int]) -> Keep:
         """Has answers for some of these rows written down as they come."""

@@ -22,6 +22,7 @@ from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.cache.journal import JournalingCache, take_in
 from featurekit_spark.controller import Controller, Feature, run_clock
 from featurekit_spark.costs import known_prices, unpriced
+from featurekit_spark.deferred import handing_in, take_in_answers
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
@@ -234,6 +235,7 @@ class Session:
                 if mark != marks[own]:
                     self.cache.put_mark(key_json(key), {**marks, own: mark})
                 return self._unchanged(plan, graph, job, key, group, mark)
+        take_in_answers(graph, job)
         if budget is not None and budget.no_new_calls:
             self._refuse_new_calls(plan, graph, job, key)
         if marks:  # before anything changes: a run that breaks off leaves none
@@ -323,7 +325,7 @@ class Session:
         self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...], readings: Readings | None = None
     ) -> Execution:
         self.engine.check(plan, job)
-        with self._journaled(graph, job) as job:
+        with self._journaled(graph, job) as job, handing_in(graph, job):
             execution = self.execution = execution_for(
                 plan, graph, job, self.engine, group=key, readings=readings
             )

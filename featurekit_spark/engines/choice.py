@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from featurekit_spark.deferred import deferring
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.engines.tables import TableExecution
 from featurekit_spark.errors import UsageError
@@ -28,6 +29,11 @@ def execution_for(
             raise UsageError(
                 "this catalog is larger than engine.collect_mb, and a budget (max_calls, max_usd) is kept only where "
                 "keys pass through this process; raise engine.collect_mb, or run without a budget"
+            )
+        if deferring(graph, job.context):
+            raise UsageError(
+                "this catalog is larger than engine.collect_mb, and calls by batch (llm.mode: batch) are made where "
+                "keys pass through this process; raise it, choose engine 'local', or use llm.mode: online"
             )
         return TableExecution(plan, graph, job, engine, group=group)
     return Execution(plan, graph, job, engine, group=group, readings=readings)

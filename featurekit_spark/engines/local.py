@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow as pa
 from featurekit_spark.builder import keys_of
 from featurekit_spark.cache.base import Found
 from featurekit_spark.controller import commit
+from featurekit_spark.deferred import deferring
 from featurekit_spark.engines.lookup import Candidates, former_entries, stage_candidates
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.job import Job
@@ -43,7 +45,11 @@ class LocalEngine:
         found: Sequence[Found] | None = None,
     ) -> None:
         """`found`: the stage's candidates, where they were looked up before."""
-        store = evaluator.store
+        store, rows = evaluator.store, evaluator.batch_rows
+        # What is handed in together is one batch of the provider's.
+        if deferring(stage.builders, job.context):
+            job = replace(job, batch_rows=max(len(keys), rows))
+            evaluator.batch_rows = job.batch_rows
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
             if found is None:
                 found = stage_candidates(stage, keys, job)
@@ -51,7 +57,7 @@ class LocalEngine:
         try:
             self._resolve(stage, keys, evaluator, job)
         finally:
-            evaluator.store = store
+            evaluator.store, evaluator.batch_rows = store, rows
         commit(job.cache, evaluator, run_id=job.run_id)
 
     def _resolve(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:

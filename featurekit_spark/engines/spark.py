@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from featurekit_spark.builder import FeatureBuilder, keys_of
 from featurekit_spark.cache.base import Found
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
+from featurekit_spark.deferred import deferring
 from featurekit_spark.engines.affordable import affordable_parts
 from featurekit_spark.engines.cluster import parallelism, shares
 from featurekit_spark.engines.local import LocalEngine
@@ -164,7 +165,7 @@ class SparkEngine:
         return self.executor == "driver" and any(b.paid or b.is_dynamic() for b in stage.builders)
 
     def run_stage(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
-        if self.pays_here(stage):
+        if self.pays_here(stage) or deferring(stage.builders, job.context):
             self._local.run_stage(stage, keys, evaluator, job)
             return
         # What a gather reads is on the driver. A group-level builder gathers once and spreads what it made.

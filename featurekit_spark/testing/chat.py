@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from featurekit_spark.llm.offline import OfflineLLM
+from featurekit_spark.testing.batches import BatchDepartment
 from featurekit_spark.testing.loopback import JsonHandler, served
 
 __all__ = ["ChatServer", "chat_reply", "chat_server", "offline_answer"]
@@ -57,6 +58,7 @@ class ChatServer:
     in_flight: int = 0
     most_in_flight: int = 0
     lock: Any = field(default_factory=threading.Lock)
+    batches: BatchDepartment = field(default_factory=BatchDepartment)
 
     def then(self, status: int, body: Any, **headers: str) -> ChatServer:
         """Answer one more request so; underscores in header names stand for dashes."""
@@ -78,11 +80,32 @@ def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) ->
     """A running server; `answer` makes the text of an answer from the user message. Port 0: any free one."""
     chat = ChatServer() if answer is None else ChatServer(answer=answer)
 
+    def of_a_line(request: dict[str, Any]) -> tuple[int, Any]:
+        return 200, chat_reply(chat.answer(request["messages"][-1]["content"]))
+
     class Handler(JsonHandler):
         def do_GET(self) -> None:
-            self.reply(200, {}, {"requests": len(chat.requests)})
+            if not self.by_batch("GET"):
+                self.reply(200, {}, {"requests": len(chat.requests)})
+
+        def by_batch(self, verb: str) -> bool:
+            """Answer a call of the batch API."""
+            path = self.path.partition("?")[0].removeprefix("/v1/")
+            if path.split("/")[0] not in ("files", "batches"):
+                return False
+            sent = self.rfile.read(int(self.headers.get("content-length") or 0))
+            kind = self.headers.get("content-type") or ""
+            try:
+                status, reply = chat.batches.serve(verb, path, sent, kind, of_a_line)
+            except ConnectionError:
+                self.close_connection = True
+            else:
+                self.reply(status, {}, reply)
+            return True
 
         def do_POST(self) -> None:
+            if self.by_batch("POST"):
+                return
             body = self.body()
             with chat.lock:
                 chat.requests.append(body)
