@@ -38,12 +38,20 @@ from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.locks import file_lock, local_path
 from featurekit_spark.paid.host_limits import HostLimiter, limits_folder
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter, Rates
+from featurekit_spark.paid.masking import MarkedFields, Masking, secret_values
 from featurekit_spark.paid.prices import Price, PriceTable
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
+from featurekit_spark.paid.tracing import CallTracer
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
-from featurekit_spark.settings import DeltaSinkSettings, EmbedderSettings, LLMSettings, Settings
+from featurekit_spark.settings import (
+    DeltaSinkSettings,
+    EmbedderSettings,
+    LLMSettings,
+    Settings,
+    mask_password,
+)
 from featurekit_spark.sinks.base import Sink
 from featurekit_spark.sinks.delta import DeltaSink
 from featurekit_spark.sinks.redis import RedisSink
@@ -215,6 +223,27 @@ class Bootstrap:
             case _:
                 assert_never(embedder.provider)
 
+    def get_tracer(self) -> CallTracer | None:
+        """What sends traces of paid calls, where that is configured. ConfigError, which says what to install, where
+        its package is missing."""
+        tracing = self.settings.llm.tracing
+        if tracing.provider == "none":
+            return None
+        from featurekit_spark.paid.mlflow_tracing import MlflowTraces
+
+        # A prompt with logic cannot be read back into its fields.
+        template = None if self.settings.template_engine == "jinja" else self.settings.prompt_template
+        masking = Masking(
+            MarkedFields(template, frozenset(tracing.masked_fields)),
+            tracing.masked_patterns,
+            tracing.mask_contacts,
+            secret_values(),
+            mask_password,
+        )
+        return CallTracer(
+            MlflowTraces(tracing.experiment, tracing.uri), tracing.sample, masking, tracing.timeout_s
+        )
+
     def get_clock(self) -> Any:
         """The clock of a run: the real one, or noon UTC of `run_date`."""
         if self.run_date is None:
@@ -243,6 +272,7 @@ class Bootstrap:
             spark=self.get_spark,
             limits=limits,
             progress=self.progress,
+            observer=self.get_tracer(),
         )
 
     def get_spark(self) -> SparkSession:

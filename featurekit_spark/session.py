@@ -19,7 +19,7 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
-from featurekit_spark.cache.journal import JournalingCache, take_in
+from featurekit_spark.cache.journal import JournalingCache, Observer, take_in
 from featurekit_spark.controller import Controller, Feature, run_clock
 from featurekit_spark.costs import known_prices, unpriced
 from featurekit_spark.deferred import handing_in, take_in_answers
@@ -28,6 +28,7 @@ from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
 from featurekit_spark.errors import BudgetReachedError, NewCallsError, UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
+from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.failures import FailedKeys, Failures, RetryErrors, failed_keys, retrying
 from featurekit_spark.fingerprint import key_json
@@ -39,6 +40,7 @@ from featurekit_spark.reasons import Why
 from featurekit_spark.restore import remember, went_back
 from featurekit_spark.results import Counts
 from featurekit_spark.unchanged import Unchanged, mark_of, standing
+from featurekit_spark.watching import models_of, watched
 from featurekit_spark.why import why
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class Session:
 
     `engine`: "spark", "local" (never a JVM), or an Engine. `spark`: a SparkSession, or a function that starts one,
     called when the first stage needs it; without it the active session, else a new one by the usual builder.
+    `observer`: is told of the paid calls of each run when it is over.
     """
 
     def __init__(
@@ -118,8 +121,10 @@ class Session:
         spark: SparkSession | Callable[[], SparkSession] | None = None,
         limits: Limits | None = None,
         progress: Progress | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.context = context
+        self.observer = observer
         self.cache = cache
         self.limits = limits or Limits()
         self.progress = progress or (lambda what, done, total: None)
@@ -338,9 +343,15 @@ class Session:
         if not isinstance(self.cache, JournalingCache) or not any(builder.paid for builder in graph):
             yield job
             return
-        take_in(self.cache, now=datetime.now(UTC))
+        take_in(self.cache, now=datetime.now(UTC), observer=self.observer, models=models_of(job.bindings))
         journal = self.cache.journal(job.run_id, size=self.limits.micro_batch)
-        with nullcontext() if journal is None else journal.opened():
+
+        def evaluator() -> Evaluator | None:
+            own = self.execution is not None and self.execution.job.run_id == job.run_id
+            return self.execution.evaluator if self.execution is not None and own else None
+
+        opened = nullcontext() if journal is None else journal.opened()
+        with opened, watched(journal, self.observer, job, evaluator):
             yield replace(job, journal=journal)
 
     def _record_stop(self, job: Job, graph: Graph, key: tuple[Any, ...]) -> None:

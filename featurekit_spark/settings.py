@@ -35,6 +35,7 @@ __all__ = [
     "SearchSettings",
     "Settings",
     "SinkSettings",
+    "TracingSettings",
     "leaf_paths",
     "mask_password",
     "origin_of",
@@ -56,6 +57,9 @@ Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+
+
+_PROMPT_FIELDS = {"title"}
 
 
 def mask_password(text: str) -> str:
@@ -190,6 +194,51 @@ class EmbedderSettings(_Section):
         raise PydanticCustomError("needs", "{needed}", {"needed": needed})
 
 
+class TracingSettings(_Section):
+    """Traces of calls, for people who watch prompts. `uri` null: where MLflow itself is configured to write.
+
+    What is shown of texts is masked: `masked_fields` of the prompt template, regular expressions, secrets.
+    """
+
+    provider: Literal["none", "mlflow"] = "none"
+    uri: Text | None = None
+    experiment: Text = "featurekit"
+    sample: Share = 0.01
+    masked_fields: tuple[Text, ...] = ()
+    masked_patterns: tuple[Text, ...] = ()
+    mask_contacts: Annotated[bool, Field(strict=True)] = True
+    timeout_s: Seconds = 60.0
+
+    @field_validator("masked_fields")
+    @classmethod
+    def _of_the_prompt(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in _PROMPT_FIELDS:
+                raise PydanticCustomError(
+                    "masked", "names {name}, which no prompt_template has. {known}",
+                    {"name": repr(name), "known": known_names(name, _PROMPT_FIELDS)},
+                )  # fmt: skip
+        return names
+
+    @field_validator("masked_patterns")
+    @classmethod
+    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                found = re.compile(pattern)
+            except re.error as error:
+                raise PydanticCustomError(
+                    "pattern", "{pattern} is no regular expression: {why}",
+                    {"pattern": repr(pattern), "why": str(error)},
+                ) from None  # fmt: skip
+            if found.match("") is not None:
+                raise PydanticCustomError(
+                    "pattern", "{pattern} matches the empty text, and would mask between all characters",
+                    {"pattern": repr(pattern)},
+                )  # fmt: skip
+        return patterns
+
+
 class LLMSettings(_Section):
     """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key.
 
@@ -215,6 +264,7 @@ class LLMSettings(_Section):
     redis_url: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://")] | None = None
     executor: Literal["workers", "driver"] = "workers"
     suggestions: Count = 3
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")
     def _has_model(self) -> LLMSettings:
@@ -330,11 +380,11 @@ class Settings(_Section):
             from featurekit_spark.llm.templates import check_template
 
             try:
-                check_template(template, {"title"})
+                check_template(template, _PROMPT_FIELDS)
             except ConfigError as error:
                 raise PydanticCustomError("template", "is refused: {why}", {"why": str(error)}) from None
         else:
-            _template_fields(template, known={"title"})
+            _template_fields(template, known=_PROMPT_FIELDS)
         return template
 
     @field_validator("logic_builders")

@@ -80,6 +80,15 @@ MEANINGS = {
     "have no network. All other stages run on the workers.",
     "llm.timeout_s": "Seconds until an attempt is given up.",
     "llm.suggestions": "How many descriptions are asked for and taken from an answer.",
+    "llm.tracing.provider": "`mlflow` shows what calls took, and some of their texts, when a run is over: see "
+    "[monitoring](design/monitoring.md).",
+    "llm.tracing.uri": "A tracking server or store; null is what MLflow itself is configured with.",
+    "llm.tracing.experiment": "The experiment's name; on Databricks a path. Made where it is missing.",
+    "llm.tracing.sample": "Share of the calls whose prompt and answer are shown, always the same ones; 0 shows none.",
+    "llm.tracing.masked_fields": "Fields of `prompt_template` whose values are masked.",
+    "llm.tracing.masked_patterns": "Regular expressions of what else is masked.",
+    "llm.tracing.mask_contacts": "Whether e-mail addresses and telephone numbers are masked.",
+    "llm.tracing.timeout_s": "Seconds after which a run goes on without the rest of its traces.",
     "search.top_k": "Recommendations per product.",
     "template_engine": "`fields`: plain named fields. `jinja`: conditions, filters and loops (extra `llm`), in a "
     "sandbox.",

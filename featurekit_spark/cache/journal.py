@@ -10,12 +10,12 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,12 +27,50 @@ from featurekit_spark.cache.whole import write_whole
 from featurekit_spark.errors import CacheError, LockedError
 from featurekit_spark.locks import file_lock, local_path
 
-__all__ = ["Journal", "JournalingCache", "take_in"]
+__all__ = ["Journal", "JournalingCache", "MicroBatch", "MicroBatches", "Observer", "take_in"]
 
 _log = logging.getLogger(__name__)
 _ABANDONED: Final = 24 * 3600.0  # seconds after which a run whose lock cannot be asked for is taken for dead
 _BEGUN: Final = "begun"
+_OBSERVED: Final = "observed"  # no extension, so that nobody reads it for answers
 _SCHEMA: Final = pa.schema([field for field in ENTRY_SCHEMA if field.name != "recorded"])
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Answers that became durable together, or calls of a run that failed: rows of ENTRY_SCHEMA. `written`: when."""
+
+    run_id: str
+    written: datetime
+    rows: pa.Table
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """A run's micro-batches, the oldest first; each file is read when it is its turn. `failed`: calls without an
+    answer, which are in no file."""
+
+    folder: str
+    run_id: str
+    files: tuple[tuple[str, datetime], ...]
+    failed: tuple[MicroBatch, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.files) + len(self.failed)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        storage = filesystem_of(self.folder)
+        for path, written in self.files:
+            with suppress(OSError, pa.ArrowException):  # damaged, or gone meanwhile
+                with storage.open_input_file(path) as file:
+                    rows = pa.ipc.open_file(file).read_all()
+                yield MicroBatch(self.run_id, written, rows)
+        yield from self.failed
+
+
+Observer: TypeAlias = Callable[[MicroBatches, Mapping[str, str]], None]
+"""Told of a run's micro-batches, and of the models by config_hash, once the run is over: in the driver's process. It
+must raise nothing."""
 
 
 @runtime_checkable
@@ -99,6 +137,32 @@ class Journal:
         """Make new entries (ENTRY_SCHEMA less `recorded`) durable: they are when this returns."""
         self._write(uuid.uuid4().hex, entries.select(_SCHEMA.names).cast(_SCHEMA))
 
+    def micro_batches(self, failed: tuple[MicroBatch, ...] = ()) -> MicroBatches:
+        """What the run has made durable so far."""
+        from pyarrow import fs
+
+        found = filesystem_of(self.folder).get_file_info(fs.FileSelector(self.run_id, allow_not_found=True))
+        files = [
+            (info.path, info.mtime or datetime.now(UTC))
+            for info in found
+            if info.extension == "arrow" and info.base_name != f"{_BEGUN}.arrow" and info.base_name[0] != "."
+        ]
+        files.sort(key=lambda file: (file[1], file[0]))
+        return MicroBatches(self.folder, self.run_id, tuple(files), failed)
+
+    def show(
+        self, observer: Observer, models: Mapping[str, str], failed: tuple[MicroBatch, ...] = ()
+    ) -> None:
+        """Tell the observer, once for a journal: where the run failed, the next one finds it as it is."""
+        storage = filesystem_of(self.folder)
+        if storage.get_file_info(f"{self.run_id}/{_OBSERVED}").is_file:
+            return
+        batches = self.micro_batches(failed)
+        if len(batches):
+            observer(batches, models)
+            with suppress(OSError):  # then it is told twice
+                storage.open_output_stream(f"{self.run_id}/{_OBSERVED}").close()
+
     def forget(self) -> None:
         """Remove the run's files: the cache has what is in them."""
         with suppress(FileNotFoundError):
@@ -121,11 +185,19 @@ class Journal:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def take_in(cache: FeatureCache, *, now: datetime, nobody_runs: bool = False) -> int:
+def take_in(
+    cache: FeatureCache,
+    *,
+    now: datetime,
+    nobody_runs: bool = False,
+    observer: Observer | None = None,
+    models: Mapping[str, str] | None = None,
+) -> int:
     """Append what journals have and the cache lacks, and remove those of dead runs; how many rows.
 
     Answers of a run that goes on elsewhere are taken in as well, and stay where they are. `nobody_runs`: the caller
-    keeps all runs away, so that every journal is a dead run's.
+    keeps all runs away, so that every journal is a dead run's. `observer`: is told of runs that died before they
+    could tell it.
     """
     folder = cache.journals if isinstance(cache, JournalingCache) else None
     if folder is None:
@@ -146,7 +218,10 @@ def take_in(cache: FeatureCache, *, now: datetime, nobody_runs: bool = False) ->
                     cache.append(own.filter(pa.array(new)).drop(["recorded"]))
                     taken += sum(new)
             if is_dead or nobody_runs:
-                Journal(folder, run_id).forget()
+                journal = Journal(folder, run_id)
+                if observer is not None:
+                    journal.show(observer, models or {})
+                journal.forget()
     return taken
 
 
