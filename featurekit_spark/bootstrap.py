@@ -33,6 +33,7 @@ from featurekit_spark.errors import ConfigError, LockedError, UsageError
 from featurekit_spark.fingerprint import digest
 from featurekit_spark.job import Progress
 from featurekit_spark.llm.base import ChatModel
+from featurekit_spark.llm.batch import OpenAIBatch
 from featurekit_spark.llm.offline import OfflineLLM
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.locks import file_lock, local_path
@@ -153,7 +154,7 @@ class Bootstrap:
         llm = self.settings.llm
         if llm.provider == "offline":
             return OfflineLLM(suggestions=llm.suggestions)
-        return OpenAIChat(
+        chat = OpenAIChat(
             base_url=llm.base_url,
             model=llm.model or "",
             api_key_env=llm.api_key_env,
@@ -165,6 +166,15 @@ class Bootstrap:
             price=self.get_price(llm),
             answer_tokens=llm.answer_tokens,
         )
+        if llm.mode == "online":
+            return chat
+        if self.settings.cache.kind == "memory":
+            raise ConfigError(
+                f"{self.settings.origin('llm.mode')}: llm.mode is batch, but cache.kind is memory: what was handed in "
+                "is remembered beside the cache until a run collects it. Use cache.kind: delta, or llm.mode: online."
+            )
+        folder = f"{self.settings.cache_path.rstrip('/')}/batches"
+        return OpenAIBatch(chat, folder, wait_s=llm.batch_wait_s, share=llm.batch_price)
 
     def get_price(self, of: LLMSettings | EmbedderSettings) -> Price | None:
         """What a model costs today, whatever day the run is for: its `price`, else by the table in `llm.prices`."""
@@ -400,7 +410,7 @@ class Bootstrap:
         """Close connections, and stop the SparkSession if this started one."""
         clients = (self.context.llm, self.context.embedder) if "context" in self.__dict__ else ()
         for client in clients:
-            if isinstance(client, OpenAIChat | OpenAIEmbedder):
+            if isinstance(client, OpenAIChat | OpenAIBatch | OpenAIEmbedder):
                 aio.run(client.aclose())
         if self._spark is not None and self._owns_spark:
             self._spark.stop()

@@ -243,7 +243,8 @@ class LLMSettings(_Section):
     """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key.
 
     `price` is the model's; without it `prices`, a file such as conf/prices.yaml, is asked for it. `executor` says who
-    makes paid calls on Spark, of embeddings too: where its workers have no network, the driver.
+    makes paid calls on Spark, of embeddings too: where its workers have no network, the driver. `mode` batch hands
+    calls in by the provider's batch API; they cost `batch_price` times as much, and a run waits `batch_wait_s` seconds.
     """
 
     provider: Literal["offline", "openai"] = "offline"
@@ -263,6 +264,9 @@ class LLMSettings(_Section):
     tokens_per_minute: Count | None = None
     redis_url: Annotated[str, Field(pattern=r"^(redis|rediss|unix)://")] | None = None
     executor: Literal["workers", "driver"] = "workers"
+    mode: Literal["online", "batch"] = "online"
+    batch_wait_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+    batch_price: Share = 0.5
     suggestions: Count = 3
     tracing: TracingSettings = TracingSettings()
 
@@ -270,6 +274,8 @@ class LLMSettings(_Section):
     def _has_model(self) -> LLMSettings:
         if self.provider == "openai" and self.model is None:
             raise PydanticCustomError("needs", "needs a model when provider is 'openai'")
+        if self.mode == "batch" and self.provider != "openai":
+            raise PydanticCustomError("needs", "needs provider 'openai' when mode is 'batch'")
         return self
 
 

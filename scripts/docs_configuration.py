@@ -76,6 +76,10 @@ MEANINGS = {
     "llm.tokens_per_minute": "At most so many tokens a minute, likewise.",
     "llm.redis_url": "Where all hosts and jobs share the two limits. Without it each task on a cluster gets its part. "
     "A password in it is masked wherever it is shown.",
+    "llm.mode": "`batch` hands calls in by the provider's batch API, at a lower price; a later run collects the "
+    "answers: see [calls by batch](design/batch.md).",
+    "llm.batch_wait_s": "Seconds that a run waits for the answers of its batches before it stops, to be run again.",
+    "llm.batch_price": "What a call by batch costs, as a share of the price.",
     "llm.executor": "Who makes paid calls on Spark, embeddings' among them: its `workers`, or the `driver`, where UDFs "
     "have no network. All other stages run on the workers.",
     "llm.timeout_s": "Seconds until an attempt is given up.",

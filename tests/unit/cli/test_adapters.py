@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 
+from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.llm.completion import LIST_INSTRUCTION
 from featurekit_spark.sinks import read_recs
 from featurekit_spark.sinks.redis import KEY_TEMPLATE_OTHER
@@ -102,3 +103,30 @@ def test_redis(workplace: Workplace) -> None:
         ran = workplace.run("--set", template, "--set", BOTH)
         assert ran.summary["sinks"]["redis"]["status"] == "published"
         assert client.get("recs/p1") is not None and client.get("abt:US:p1") is None
+
+
+def test_calls_by_batch_end_a_run_and_the_next_collects(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with chat_server(suggest) as server:
+        llm = (
+            f"llm={{provider: openai, model: m, base_url: '{server.url}', mode: batch, "
+            "price: {input: 1000000, output: 1000000}}"
+        )
+        stopped = workplace.run("--set", llm)
+        assert (stopped.code, stopped.summary["status"], stopped.summary["sinks"]) == (75, "stopped", {})
+        assert stopped.err.startswith("stopped: waiting for batch batch_1 (validating, 0 of 6 done")
+        server.batches.polls = 0
+        ran = workplace.run("--set", llm)
+        assert (ran.code, ran.calls, len(server.batches.prompts)) == (0, 0, 6), (
+            "they were the other run's calls"
+        )
+        assert workplace.recs()["p4"]
+        entries = DeltaCache(str(workplace.warehouse / "cache")).history("LLMCompletion")
+        assert entries["usd"].to_pylist() == [5.0] * 6, "ten tokens, each at half a dollar"
+        again = workplace.run("--set", llm)
+        assert (again.code, again.calls, len(server.batches.prompts)) == (0, 0, 6)
+        refused = workplace.run("--set", llm, "--set", "cache.kind=memory")
+        assert refused.code == 3 and "llm.mode is batch, but cache.kind is memory" in refused.err
+    assert "sk-secret" not in stopped.out + stopped.err + ran.out + ran.err

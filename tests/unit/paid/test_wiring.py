@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from featurekit_spark.bootstrap import Bootstrap
 from featurekit_spark.config import load_settings
 from featurekit_spark.errors import ConfigError
 from featurekit_spark.llm import OpenAIChat
+from featurekit_spark.llm.batch import OpenAIBatch
 from featurekit_spark.paid.host_limits import HostLimiter
 from featurekit_spark.paid.limits import LocalLimiter, Rates
+from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 
@@ -49,3 +53,20 @@ def test_limits_are_shared_through_redis() -> None:
 def test_time_and_attempts() -> None:
     made = chat("llm.timeout_s=5", "llm.deadline_s=20", "llm.attempts=2")
     assert made.policy == RetryPolicy(attempts=2, timeout_s=5, deadline_s=20)
+
+
+def test_calls_by_batch(tmp_path: Path) -> None:
+    given = ["product_db.path=catalogs", "llm.provider=openai", "llm.model=m", f"warehouse={tmp_path}"]
+    given += [
+        "llm.mode=batch",
+        "llm.batch_wait_s=60",
+        "llm.batch_price=0.25",
+        "llm.price={input: 4, output: 8}",
+    ]
+    settings = load_settings(merchant="abt", market="US", environ={}, overrides=given)
+    made = Bootstrap(settings, merchant="abt", market="US").get_llm()
+    assert isinstance(made, OpenAIBatch)
+    assert (made.wait_s, made.folder, made.price) == (60.0, f"{tmp_path}/cache/batches", Price.of(1, 2))
+    assert made.identity == chat().identity
+    with pytest.raises(ConfigError, match="needs provider 'openai' when mode is 'batch'"):
+        load_settings(merchant="abt", market="US", environ={}, overrides=["llm.mode=batch"])
