@@ -8,6 +8,7 @@ it must build nothing. `FEATUREKIT_HISTORIES=50` makes 50 times as many historie
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import tempfile
@@ -83,6 +84,7 @@ class Histories(RuleBasedStateMachine):
         self.clock = MovingClock()
         self.away: dict[Any, shop.Product] = {}
         self.world = shop.World(products=products, slogans={"acme": "it works"}, version=version)
+        self.versions = itertools.count(1)
         self.context = shop.ShopContext(self.world, self.clock)
         self.model = shop.Model(self.world, self.clock)
         self.cache = self.make_cache()
@@ -96,10 +98,14 @@ class Histories(RuleBasedStateMachine):
         products = {key: shop.Product(**vars(product)) for key, product in self.world.products.items()}
         for name, *arguments in edits:
             getattr(self, name)(*arguments)
-        if edits and self.world.version is not None:
-            self.world.version += 1
+        if edits:
+            self.new_version()
         if products != self.world.products:
             self.before = products
+
+    def new_version(self) -> None:
+        if self.world.version is not None:
+            self.world.version = next(self.versions)
 
     def put(self, merchant: str, product_id: str, product: shop.Product) -> None:
         self.world.products[merchant, "US", product_id] = product
@@ -216,12 +222,18 @@ class Histories(RuleBasedStateMachine):
         edits=SOME_EDITS,
         merchant=MERCHANTS,
         builder=st.sampled_from([shop.Label, shop.Banner, shop.Logic, shop.Prompt]),
-        looks=st.tuples(*[st.sampled_from(["run", "get"])] * 3),
+        looks=st.tuples(*[st.sampled_from(["run", "run", "get"])] * 3),
+        known=st.booleans(),
     )
     def there_and_back(
-        self, edits: list[tuple[Any, ...]], merchant: str, builder: Any, looks: tuple[str, str, str]
+        self,
+        edits: list[tuple[Any, ...]],
+        merchant: str,
+        builder: Any,
+        looks: tuple[str, str, str],
+        known: bool,
     ) -> None:
-        """Inputs A, B, A: what was current in between is current no more."""
+        """Inputs A, B, A: what was current in between is current no more. `known`: sources tell the version of then."""
         self.model.template = template = "{greeting}: {title}"
         self.look(looks[0], builder, merchant)
         world, away, now = copy.deepcopy((vars(self.world), self.away, self.clock.now))
@@ -233,12 +245,12 @@ class Histories(RuleBasedStateMachine):
         kept = {
             "built": self.world.built,
             "refused": self.world.refused,
-            "version": self.world.version,
         }
         for name, value in {**world, **kept}.items():
             setattr(self.world, name, value)
         self.away, self.clock.now = away, now
-        self.edit([("wait", 0)])
+        if not known:
+            self.new_version()
         self.look(looks[2], builder, merchant)
         members = self.members(merchant, shop.ProductIds)
         self.check_readers((builder,), template, members, every_config=builder is not shop.Prompt)
@@ -265,9 +277,9 @@ class Histories(RuleBasedStateMachine):
     def expire(self, merchant: str, expiring: Any, rate: int, minutes: int) -> None:
         """Nothing changes but what only a ttl lets in."""
         self.look("run", expiring, merchant)
+        version = self.world.version
         self.edit([("set_rate", rate), ("wait", minutes)])
-        if self.world.version is not None:
-            self.world.version -= 1  # no source saw any of it
+        self.world.version = version  # no source saw any of it
         self.look("run", expiring, merchant)
 
     @rule(text=TEXTS)
@@ -316,8 +328,7 @@ class Histories(RuleBasedStateMachine):
         """Nothing fails any more: answers and hashes are those of a run that has no cache yet."""
         self.recovered = True
         self.world.failing, self.world.refusing, self.world.broken = set(), set(), set()
-        if self.world.version is not None:
-            self.world.version += 1
+        self.new_version()
         wanted = (
             shop.Logic,
             shop.Label,
