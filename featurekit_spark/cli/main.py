@@ -1,58 +1,46 @@
-"""`featurekit run`, which is also the main of jobs/run_logic.py.
+"""`featurekit run`, which is also the main of jobs/run_logic.py; and all commands by name.
 
-Owns arguments, exit codes and streams: results on stdout, everything else on stderr. What a run does is in
-`pipelines`, what is said of it in `report`.
+Owns arguments: what becomes of a run is in `one_run`.
 """
 
 from __future__ import annotations
 
 import logging
-import traceback
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurekit_spark.cli.adopt_command import adopt_command
-from featurekit_spark.cli.backfill import Dates, path_of_day, run_each
+from featurekit_spark.cli.backfill import Dates, run_each
 from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.config_commands import config_app
 from featurekit_spark.cli.cost_command import cost_command
 from featurekit_spark.cli.demo import demo_command
 from featurekit_spark.cli.doctor import doctor_command
-from featurekit_spark.cli.exit_codes import ExitCode, exit_code
+from featurekit_spark.cli.exit_codes import ExitCode
 from featurekit_spark.cli.explain_command import explain_command
-from featurekit_spark.cli.memory import settle_in
+from featurekit_spark.cli.one_run import RunRequest, reported
 from featurekit_spark.cli.order import InOrder
 from featurekit_spark.cli.outputs_commands import outputs_app
 from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.plan_command import estimated, plan_command
-from featurekit_spark.cli.progress import progress_line
-from featurekit_spark.cli.records import keep_record
 from featurekit_spark.cli.removal_commands import invalidate_command, purge_command
-from featurekit_spark.cli.report import RunReport
+from featurekit_spark.cli.retry_command import retry_command
 from featurekit_spark.cli.runs_commands import runs_app
 from featurekit_spark.cli.shared import (
     Answer,
     Day,
     Engine,
-    EngineKind,
     GroupOptions,
-    Output,
-    ReaderGone,
     answering,
-    aside,
-    say,
 )
 from featurekit_spark.cli.streams import stderr_apart
-from featurekit_spark.errors import BudgetReachedError, FeaturekitError, UsageError
+from featurekit_spark.errors import UsageError
 
 if TYPE_CHECKING:
-    from featurekit_spark.session import RunResult
+    pass
 
 __all__ = ["app", "run_logic_main"]
 
@@ -71,6 +59,7 @@ app.command("plan")(plan_command)
 app.command("adopt")(adopt_command)
 app.command("explain")(explain_command)
 app.command("cost")(cost_command)
+app.command("retry")(retry_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
 cache_app.command("purge")(purge_command)
@@ -138,47 +127,12 @@ def run_command(
     options = replace(options, overrides=overrides)
     if dry_run:
         return estimated(options, engine, run_date)
-    request = _Request(options, engine, run_date, run_id, republish, export_failed)
+    request = RunRequest(options, engine, run_date, run_id, republish, export_failed)
     if backfill is None:
-        raise typer.Exit(_reported(request).code)
+        raise typer.Exit(reported(request).code)
     if run_date is not None:
         raise UsageError("--backfill gives each run its date: leave out --run-date.")
-    raise typer.Exit(run_each(backfill, lambda day: _reported(request.on(day))))
-
-
-def _reported(request: _Request) -> RunReport:
-    """Carry out one run, keep its record, and print what is to be said of it."""
-    report = RunReport(
-        merchant=request.options.merchant,
-        market=request.options.market,
-        run_id=request.run_id or uuid.uuid4().hex,
-        run_date=request.run_date,
-    )
-    try:
-        _run(request, report)
-    except BudgetReachedError as stop:
-        report.failed(str(stop), exit_code(stop), status="stopped")
-        aside(f"stopped: {stop}")
-    except FeaturekitError as error:
-        report.failed(str(error), exit_code(error))
-        aside(f"error: {error}")
-    except KeyboardInterrupt:
-        aside("interrupted: what was computed is kept, and the next run goes on from there")
-        report.failed("interrupted", 130)
-        keep_record(report)
-        raise
-    except Exception as error:
-        report.failed(f"{type(error).__name__}: {error}", ExitCode.BUG)
-        aside(traceback.format_exc().rstrip())
-    keep_record(report)
-    with suppress(ReaderGone):  # the exit code is the run's, whoever reads of it
-        if request.options.output is Output.JSON:
-            say(report.json())
-        elif report.status not in ("failed", "stopped"):
-            say(report.text())
-        elif "page" in report.facts:
-            aside(f"its record: {report.facts['page']}")
-    return report
+    raise typer.Exit(run_each(backfill, lambda day: reported(request.on(day))))
 
 
 def run_logic_main(arguments: Sequence[str] | None = None) -> int:
@@ -189,74 +143,3 @@ def run_logic_main(arguments: Sequence[str] | None = None) -> int:
         except SystemExit as done:
             return int(done.code or 0)
     return ExitCode.OK
-
-
-@dataclass(frozen=True)
-class _Request:
-    options: GroupOptions
-    engine: EngineKind | None
-    run_date: date | None
-    run_id: str | None
-    republish: bool
-    export_failed: str | None
-
-    def on(self, day: date) -> _Request:
-        """The same on another date; a name that was given is told apart by it."""
-        run_id = f"{self.run_id}-{day}" if self.run_id else None
-        path = path_of_day(self.export_failed, day) if self.export_failed else None
-        return replace(self, run_date=day, run_id=run_id, export_failed=path)
-
-
-def _run(request: _Request, report: RunReport) -> None:
-    merchant, market = request.options.merchant, request.options.market
-    settings = request.options.settings(request.engine)
-    from featurekit_spark.report.store import check_run_id
-
-    check_run_id(report.run_id)
-    report.settings = settings
-    # Not before the settings are known to be good: pyarrow and the adapters take a second to import.
-    from featurekit_spark.bootstrap import Bootstrap
-    from featurekit_spark.budget import Budget
-    from featurekit_spark.pipelines.logic import Gate, run_logic
-
-    settle_in()
-    with progress_line() as progress:
-        boot = Bootstrap(
-            settings,
-            merchant=merchant,
-            market=market,
-            run_date=request.run_date,
-            progress=progress,
-        )
-        session = None
-        try:
-            with boot.run_lock():
-                session = boot.get_session()
-                outcome = run_logic(
-                    session,
-                    boot.get_logic_builders(),
-                    boot.get_logic_keys(),
-                    merchant=merchant,
-                    market=market,
-                    sinks=boot.get_sinks(),
-                    gate=Gate(settings.publish_gate.max_row_drop, settings.publish_gate.max_coverage_drop),
-                    run_id=report.run_id,
-                    quality=boot.get_quality,
-                    on_computed=lambda result: _computed(result, request, report),
-                    republish=request.republish,
-                    budget=Budget(settings.run.max_calls, settings.run.max_usd, settings.run.no_new_calls),
-                )
-        finally:
-            report.came_to(session.execution if session is not None else None)
-            boot.close()
-    report.done(outcome)
-    for line in report.problems():
-        aside(line)
-
-
-def _computed(result: RunResult, request: _Request, report: RunReport) -> None:
-    report.computed(result)
-    if request.export_failed is not None:
-        from featurekit_spark.report.failed import failed_rows, write_rows
-
-        write_rows(failed_rows(result), request.export_failed)

@@ -102,6 +102,7 @@ def _facts(estimate: PlanEstimate) -> dict[str, Any]:
         "usd": estimate.usd,
         "seconds": estimate.seconds,
         "builders": builders,
+        "failed": [asdict(line) | {"kind": line.kind.value} for line in estimate.failed],
         "warnings": list(estimate.warnings),
         "changes": [
             {
@@ -134,6 +135,10 @@ def _text(estimate: PlanEstimate) -> Iterator[str]:
         yield "  *: expected, by the prompts' tokens, the length of answers and the model's price; no entry tells"
     if any(part is None for b in estimate.builders for part in (b.usd, b.tokens, b.seconds)):
         yield "  ?: not known, because no entry tells"
+    for line in estimate.failed:
+        if line.kind.value == "terminal":
+            keys = counted(line.keys, "key")
+            yield f"  {keys} of {line.builder} refused for good: only `featurekit retry --errors terminal` asks again"
     if estimate.changes:
         yield "  changed since the last run:"
         yield from (f"    {_change(change, estimate)}" for change in estimate.changes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["RunReport"]
 
 _SHOWN_ERRORS = 5
+_FAILURES = ("retryable", "terminal", "quota", "remembered")
 _QUALITY = {"kept": "answers kept from before, because this run failed for them"}
 
 
@@ -47,6 +48,7 @@ class RunReport:
             "products": None,
             "wall_seconds": 0.0,
             "builders": {},
+            "failures": _failures([]),
             "sinks": {},
             "quality": {},
             "unchanged": False,
@@ -65,6 +67,7 @@ class RunReport:
             "run_id": result.run_id,
             "products": result.keys,
             "builders": {name: _counts(counts) for name, counts in result.builders.items()},
+            "failures": _failures(result.builders.values()),
             "unchanged": result.unchanged,
             "warnings": list(result.warnings),
         }
@@ -73,7 +76,9 @@ class RunReport:
         """Something was computed; where the run fails, this is how far it came."""
         if self.execution is None and execution is not None:
             self.execution = execution
-            self.facts["builders"] = {name: _counts(counts) for name, counts in execution.counts().items()}
+            done = execution.counts()
+            self.facts["builders"] = {name: _counts(counts) for name, counts in done.items()}
+            self.facts["failures"] = _failures(done.values())
 
     def done(self, outcome: LogicOutcome) -> None:
         """The run came to its end."""
@@ -107,6 +112,7 @@ class RunReport:
             + (", nothing had changed" if facts["unchanged"] else "")
         ]
         lines += counts_table(facts["builders"])
+        lines += _told_failures(facts["failures"])
         for name, sink in facts["sinks"].items():
             lines.append(f"  sink {name}: {sink['status']}, {counted(sink['rows'], 'row')}")
         told = ", ".join(
@@ -125,7 +131,7 @@ class RunReport:
             yield f"failed: {key}: {error}"
         more = len(self.errors) - _SHOWN_ERRORS
         if more > 0:
-            yield f"failed: {more} more keys; each has an entry with status 'error' in the cache"
+            yield f"failed: {more} more keys; --export-failed writes all of them to a table"
 
     def _stop(self) -> None:
         self.ended = datetime.now(UTC)
@@ -143,4 +149,23 @@ def _counts(counts: Counts) -> dict[str, Any]:
         "tokens": counts.tokens,
         "usd": None if counts.usd is None else round(counts.usd, 6),
         "seconds": round(counts.seconds, 3),
+        **({"failures": _failures([counts])} if any(_failures([counts]).values()) else {}),
     }
+
+
+def _failures(counts: Iterable[Counts]) -> dict[str, int]:
+    """Keys at which paid builders failed, by kind; `remembered` are those of them that were not asked again."""
+    parts = list(counts)
+    return {name: sum(getattr(own, name) for own in parts) for name in _FAILURES}
+
+
+def _told_failures(failures: Mapping[str, int]) -> Iterator[str]:
+    again = failures["retryable"] + failures["quota"]
+    if again:
+        yield f"  {counted(again, 'paid key')} got no answer: the next run asks again, as does `featurekit retry`"
+    if failures["terminal"]:
+        keys, before = counted(failures["terminal"], "paid key"), failures["remembered"]
+        yield (
+            f"  {keys} refused for good ({before} of them before): only `featurekit retry --errors terminal` asks "
+            "again"
+        )

@@ -17,6 +17,7 @@ from featurekit_spark.budget import Budget
 from featurekit_spark.builder import FeatureBuilder, KeySet
 from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.errors import DefinitionError
+from featurekit_spark.failures import RetryErrors
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.session import RunResult, Session
 from featurekit_spark.sinks.base import Publication, PublishedState, Sink
@@ -76,11 +77,14 @@ def run_logic(
     on_computed: Callable[[RunResult], None] = lambda result: None,
     republish: bool = False,
     budget: Budget | None = None,
+    retry_errors: RetryErrors | None = None,
+    retry_builders: Sequence[str] | None = None,
 ) -> LogicOutcome:
     """Recommendations of every product, by every logic builder, in every sink.
 
     `on_computed` is called before anything is published, so that a run can be told of whose publication
-    fails. `republish` writes to sinks that hold these very answers as well. Raises DefinitionError for a
+    fails. `republish` writes to sinks that hold these very answers as well. `retry_errors` and `retry_builders` as in
+    `Session.run`. Raises DefinitionError for a
     class that is no logic builder, PublishGateError before any sink is written to.
     """
     start = time.perf_counter()
@@ -90,7 +94,14 @@ def run_logic(
         sink.check()
     targets = [builder.over(keyset) for builder in logic_builders]
     result = session.run(
-        *targets, run_id=run_id, configs=configs, budget=budget, merchant=merchant, market=market
+        *targets,
+        run_id=run_id,
+        configs=configs,
+        budget=budget,
+        retry_errors=retry_errors,
+        retry_builders=retry_builders,
+        merchant=merchant,
+        market=market,
     )
     try:
         on_computed(result)

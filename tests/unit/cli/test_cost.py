@@ -115,6 +115,7 @@ def test_failed_attempts_are_counted(
     assert (row["calls"], row["failed"], row["unpriced"], row["usd"]) == (6, 1, 1, pytest.approx(5 * EACH))
     assert "(1 of all failed)" in text(workplace)[-1]
     server.then(200, chat_reply(None, refusal="I will not"))
+    workplace.catalog({**TITLES, "p7": "floor lamp"})  # what was refused before is not asked again
     assert workplace.run(*model, *PRICE).code == 5
     (row,) = cost()["rows"]  # a refusal is an answer that was paid for
     assert (row["calls"], row["failed"], row["unpriced"], row["tokens"]) == (7, 2, 1, 60)
