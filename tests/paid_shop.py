@@ -1,12 +1,15 @@
-"""A run that pays by the prompt and may be killed in the middle: `python -m tests.paid_shop CACHE LOG PROMPTS KILL_AT`.
+"""A run that pays by the prompt and may be killed in the middle, or run out of room:
+`python -m tests.paid_shop CACHE LOG PROMPTS KILL_AT [ROOM]`.
 
-Every call leaves a line in LOG when it is made. At the call number KILL_AT the process kills itself; 0 is never.
+Every call leaves a line in LOG when it is made. At the call number KILL_AT the process kills itself; 0 is never. With
+ROOM no file may have more bytes, and the answer at a third of the prompts has as many.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -24,15 +27,17 @@ MICRO_BATCH = 4
 class Counter:
     """Where calls are counted: lines of a file, which outlive a process; and what happens at the fatal one."""
 
-    def __init__(self, log: Path, prompts: int, kill_at: int = 0) -> None:
-        self.log, self.prompts, self.kill_at, self.calls = log, prompts, kill_at, 0
+    def __init__(self, log: Path, prompts: int, kill_at: int = 0, room: int = 0) -> None:
+        self.log, self.prompts, self.kill_at, self.calls, self.room = log, prompts, kill_at, 0, room
 
-    def call(self, prompt: str) -> None:
+    def call(self, prompt: str) -> str:
+        """The answer."""
         with self.log.open("a") as file:
             file.write(f"{prompt}\n")
         self.calls += 1
         if self.calls == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        return prompt.upper() + "!" * self.room * (self.calls == self.prompts // 3)
 
     def asked(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
@@ -69,9 +74,9 @@ class Ask(FeatureBuilder[str]):
         if Ask._line is None:
             Ask._line = asyncio.Semaphore(MICRO_BATCH)
         async with Ask._line:
-            context.counter.call(inputs["prompt"])
+            answer = context.counter.call(inputs["prompt"])
             await asyncio.sleep(0.001)
-        return Metered(inputs["prompt"].upper(), tokens=2, usd=0.25)
+        return Metered(answer, tokens=2, usd=0.25)
 
 
 class Use(FeatureBuilder[str]):
@@ -87,5 +92,7 @@ def run(cache: DeltaCache, counter: Counter) -> RunResult:
 
 
 if __name__ == "__main__":
-    cache, log, prompts, kill_at = sys.argv[1:]
-    run(DeltaCache(cache), Counter(Path(log), int(prompts), int(kill_at)))
+    cache, log, prompts, kill_at, *room = sys.argv[1:]
+    for size in map(int, room):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    run(DeltaCache(cache), Counter(Path(log), int(prompts), int(kill_at), *map(int, room)))

@@ -99,6 +99,7 @@ class Journal:
     size: int | None = None
     _found: dict[tuple[str, str], Entry] | None = field(default=None, repr=False)
     _begun: bool = field(default=False, repr=False)
+    _seen: bool = field(default=False, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
@@ -117,7 +118,16 @@ class Journal:
             self._begun = True
 
     def seen(self) -> bool:
-        """Whether what the driver began is to be seen from this process."""
+        """Whether what the driver began was ever to be seen from this process."""
+        self._seen = self._seen or self._is_open()
+        return self._seen
+
+    def close(self) -> None:
+        """Nothing can be added any more: by workers that outlive their driver, say, once another run takes it in."""
+        with suppress(OSError):
+            filesystem_of(self.folder).delete_file(f"{self.run_id}/{_BEGUN}.arrow")
+
+    def _is_open(self) -> bool:
         try:
             found = filesystem_of(self.folder).get_file_info(f"{self.run_id}/{_BEGUN}.arrow")
         except (OSError, pa.ArrowException):
@@ -134,7 +144,13 @@ class Journal:
         return {key: entry for key, entry in found if entry is not None}
 
     def add(self, entries: pa.Table) -> None:
-        """Make new entries (ENTRY_SCHEMA less `recorded`) durable: they are when this returns."""
+        """Make new entries (ENTRY_SCHEMA less `recorded`) durable: they are when this returns. CacheError where they
+        are not, and where the journal is closed."""
+        if not self._is_open():
+            raise CacheError(
+                f"the journal {self.folder}/{self.run_id} is closed: another run has taken in what was in it, or its "
+                "folder is gone. No further calls are made for this run."
+            )
         self._write(uuid.uuid4().hex, entries.select(_SCHEMA.names).cast(_SCHEMA))
 
     def micro_batches(self, failed: tuple[MicroBatch, ...] = ()) -> MicroBatches:
@@ -205,6 +221,10 @@ def take_in(
     taken = 0
     for run_id in _runs_in(folder):
         with _claimed(folder, run_id, now) as is_dead:
+            ended = is_dead or nobody_runs
+            journal = Journal(folder, run_id)
+            if ended:
+                journal.close()
             rows = _rows_of(folder, run_id)
             for name in rows["builder"].unique().to_pylist():
                 own = newest_rows(rows.filter(pc.equal(rows["builder"], name)), "entry_id")
@@ -217,8 +237,7 @@ def take_in(
                 if any(new):
                     cache.append(own.filter(pa.array(new)).drop(["recorded"]))
                     taken += sum(new)
-            if is_dead or nobody_runs:
-                journal = Journal(folder, run_id)
+            if ended:
                 if observer is not None:
                     journal.show(observer, models or {})
                 journal.forget()

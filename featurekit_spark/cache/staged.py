@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA
+from featurekit_spark.errors import CacheError
 
 __all__ = ["StagedFile", "StagedWriter", "Staging", "StagingCache", "filesystem_of", "stats_bound"]
 
@@ -117,7 +119,8 @@ class Staging:
 
 
 class StagedWriter:
-    """Writes one file per builder, a row group for each `add`."""
+    """Writes one file per builder, a row group for each `add`. CacheError where storage takes no more; what was written
+    is then no file."""
 
     def __init__(self, staging: Staging, storage: Any) -> None:
         self._staging, self._storage = staging, storage
@@ -134,15 +137,27 @@ class StagedWriter:
                 else rows[f.name].cast(f.type)
                 for f in _FILE_SCHEMA
             ]
-            if name not in self._open:
-                self._open[name] = _OpenFile(name, self._storage)
-            self._open[name].write(pa.Table.from_arrays(columns, schema=_FILE_SCHEMA))
+            with self._told():
+                if name not in self._open:
+                    self._open[name] = _OpenFile(name, self._storage)
+                self._open[name].write(pa.Table.from_arrays(columns, schema=_FILE_SCHEMA))
 
     def close(self) -> list[StagedFile]:
         """End the files and say what is in them."""
-        files = [file.close() for file in self._open.values()]
+        with self._told():
+            files = [file.close() for file in self._open.values()]
         self._open = {}
         return files
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise CacheError(
+                f"new entries could not be written below {self._staging.uri}: {error}. Make room or make the folder "
+                "writable, and run again."
+            ) from error
 
 
 class _OpenFile:

@@ -23,7 +23,7 @@ from featurekit_spark.cache.journal import Journal
 from featurekit_spark.cache.staged import Staging
 from featurekit_spark.controller import HandController
 from featurekit_spark.engines.lookup import CACHED_SCHEMA, from_table
-from featurekit_spark.errors import FeaturekitError
+from featurekit_spark.errors import CacheError, FeaturekitError
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import key_json
@@ -142,7 +142,8 @@ class ChunkTask:
     name of the file in which they are handed over. A file that is not seen from here is said to be `missed`.
 
     New entries are staged as files where `staging` can be reached from here, and travel as rows otherwise; so do those
-    with something that a file has no column for (an expiry, reads).
+    with something that a file has no column for (an expiry, reads). An error of the run ends the task and is told: a
+    task that raised would be tried again, and would ask again what nobody can keep.
     """
 
     work: StageWork
@@ -151,25 +152,35 @@ class ChunkTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         writer = self.staging.writer() if self.staging is not None else None
         counts: dict[str, Counts] = {}
-        for batch in batches:
-            for chunk, file in zip(batch["chunk"].to_pylist(), batch["file"].to_pylist(), strict=True):
-                if chunk is None and writer is None:
-                    yield _answer(missed=file)
-                    continue
-                data = self.staging.handed_over(file) if self.staging is not None and chunk is None else chunk
-                keys, given, cached = unpacked(data)
-                rows, ended = self.work.resolve(_keys(keys["key"]), given, cached)
-                if writer is not None:
-                    plain, rows = plain_entries(rows, self.work.inline())
+        cells = (
+            pair for b in batches for pair in zip(b["chunk"].to_pylist(), b["file"].to_pylist(), strict=True)
+        )
+        for chunk, file in cells:
+            if chunk is None and writer is None:
+                yield _answer(missed=file)
+                continue
+            data = self.staging.handed_over(file) if self.staging is not None and chunk is None else chunk
+            keys, given, cached = unpacked(data)
+            rows, ended = self.work.resolve(_keys(keys["key"]), given, cached)
+            if writer is not None:
+                plain, rows = plain_entries(rows, self.work.inline())
+                try:
                     writer.add(plain)
-                    for builder, _ in self.work.bindings.items():
-                        own = plain.filter(pc.equal(plain["builder"], builder.name))
-                        if len(own):
-                            counts.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
-                failure = None if ended is None else told(ended)
-                yield _answer(rows=closed(rows), failure=failure)
+                except CacheError as error:
+                    ended = ended or error
+                for builder, _ in self.work.bindings.items():
+                    own = plain.filter(pc.equal(plain["builder"], builder.name))
+                    if len(own):
+                        counts.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
+            yield _answer(rows=closed(rows), failure=None if ended is None else told(ended))
+            if ended is not None:
+                break  # nobody is asked any more
         if writer is not None:
-            files = [asdict(file) for file in writer.close()]
+            try:
+                files = [asdict(file) for file in writer.close()]
+            except CacheError as error:
+                yield _answer(failure=told(error))
+                return
             tallies = {name: asdict(own) for name, own in counts.items()}
             yield _answer(staged=json.dumps({"files": files, "counts": tallies}))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,13 +12,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.invalidate import invalidate
 from featurekit_spark.cache.journal import Journal, take_in
-from featurekit_spark.errors import CacheError
+from featurekit_spark.errors import CacheError, FeaturekitError
 from featurekit_spark.testing.behaviour import entry, rows
 from tests.paid_shop import MICRO_BATCH, Counter, Use, run
 
@@ -28,6 +28,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def journal_of(cache: DeltaCache, run_id: str = "run-1") -> Journal:
     journal = cache.journal(run_id, size=2)
     assert journal is not None
+    journal.begin()
     return journal
 
 
@@ -49,7 +50,6 @@ def test_what_a_dead_run_left_is_taken_in_once(tmp_path: Path) -> None:
     known = entry("a", "lamp")
     cache.append(rows(known))
     dead = journal_of(cache)
-    dead.begin()
     dead.add(rows(entry("a", "another lamp"), entry("b", "sofa")))
     assert take_in(cache, now=NOW) == 1  # the cache has an answer to the other one, and keeps it
     assert cache.current("Title", "c1", [known.key])[known.key].entry.value == b"lamp"
@@ -62,7 +62,6 @@ def test_a_run_that_goes_on_keeps_its_journal(tmp_path: Path) -> None:
     cache = DeltaCache(str(tmp_path / "cache"))
     alive = journal_of(cache)
     with alive.opened():
-        alive.begin()
         alive.add(rows(entry("a", "lamp")))
         assert take_in(cache, now=NOW) == 1  # what one paid for is the others' as well
         assert (tmp_path / "cache/journal/run-1").exists()
@@ -83,7 +82,7 @@ def test_a_torn_file_is_passed_over(tmp_path: Path) -> None:
     cache = DeltaCache(str(tmp_path / "cache"))
     journal_of(cache).add(rows(entry("a", "lamp")))
     folder = tmp_path / "cache/journal/run-1"
-    (whole,) = folder.glob("*.arrow")
+    (whole,) = {*folder.glob("*.arrow")} - {folder / "begun.arrow"}
     (folder / ".torn.part").write_bytes(whole.read_bytes()[:99])
     assert take_in(cache, now=NOW) == 1
 
@@ -93,7 +92,19 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_paid(tmp_
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/journal").write_text("a file where the folder should be")
     with pytest.raises(CacheError, match="could not be kept in the journal"):
-        journal_of(cache).begin()
+        journal_of(cache)
+
+
+def test_workers_that_outlive_their_run_add_nothing_that_nobody_takes_in(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    orphan = pickle.loads(pickle.dumps(journal_of(cache)))
+    assert orphan.seen()
+    orphan.add(rows(entry("a", "lamp")))
+    assert take_in(cache, now=NOW) == 1
+    with pytest.raises(CacheError, match="journal .*run-1 is closed.* No further calls"):
+        orphan.add(rows(entry("b", "sofa")))
+    assert orphan.seen()  # else it would go on without a journal
+    assert not list((tmp_path / "cache/journal").iterdir())
 
 
 # -- in a run ------------------------------------------------------------------------------------------------
@@ -119,26 +130,35 @@ def test_a_killed_run_repeats_no_more_than_twice_the_calls_in_flight(tmp_path: P
     assert counter.asked() == after
 
 
-def test_a_full_disk_ends_the_run_and_the_calls(tmp_path: Path, monkeypatch: Any) -> None:
-    cache, written = DeltaCache(str(tmp_path / "cache")), 0
-    add = Journal.add
-
-    def full(self: Journal, entries: pa.Table) -> None:
-        nonlocal written
-        if written + len(entries) > 20:
-            raise CacheError("no space left on device")
-        written += len(entries)
-        add(self, entries)
-
-    monkeypatch.setattr(Journal, "add", full)
-    first = Counter(tmp_path / "calls", 300)
-    with pytest.raises(CacheError, match="no space"):
-        run(cache, first)
-    assert written <= len(first.asked()) <= written + 2 * MICRO_BATCH
-    monkeypatch.undo()
+def test_a_full_disk_ends_the_run_and_the_calls(tmp_path: Path) -> None:
+    """The process may write no file as large as the one that the micro-batch at a third of the run needs."""
+    cache, log = DeltaCache(str(tmp_path / "cache")), tmp_path / "calls"
+    command = [sys.executable, "-m", "tests.paid_shop", cache.path, str(log), "300", "0", "1000000"]
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert full.returncode == 1
+    assert "CacheError: " in full.stderr.splitlines()[-1], full.stderr
+    assert "could not be kept in the journal" in full.stderr and "File too large" in full.stderr
+    before = Counter(log, 300).asked()
+    assert 100 < len(before) <= 100 + 2 * MICRO_BATCH
     second = Counter(tmp_path / "calls again", 300)
-    assert run(cache, second).status == "ok"
-    assert len(second.asked()) == 300 - written
+    result = run(cache, second)
+    assert (result.status, len(result.values(Use))) == ("ok", 300)
+    after = second.asked()
+    assert set(before) | set(after) == {f"p{i}" for i in range(300)}
+    assert 0 < len(set(before) & set(after)) <= 2 * MICRO_BATCH
+    assert len(after) == len(set(after))
+
+
+def test_a_journal_that_cannot_be_written_to_costs_no_call(tmp_path: Path) -> None:
+    cache, counter = DeltaCache(str(tmp_path / "cache")), Counter(tmp_path / "calls", 20)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/journal").write_text("a file where the folder should be")
+    with pytest.raises(FeaturekitError, match="journal"):
+        run(cache, counter)
+    assert counter.asked() == []
+    (tmp_path / "cache/journal").unlink()
+    assert run(cache, counter).status == "ok"
+    assert len(counter.asked()) == 20
 
 
 def test_a_newer_answer_to_the_same_request_is_taken_in(tmp_path: Path) -> None:
