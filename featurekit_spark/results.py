@@ -39,6 +39,7 @@ __all__ = [
     "results_by_key",
     "to_given",
     "to_rows",
+    "without_known",
 ]
 
 Read = tuple[str, str, str]
@@ -249,13 +250,25 @@ def _table(columns: Mapping[str, list[Any]], size: int) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=ROW_SCHEMA)
 
 
-def results_by_key(rows: pa.Table, kind: ValueType) -> dict[tuple[Any, ...], Result]:
-    """ROW_SCHEMA rows of one builder as Results."""
+def without_known(rows: pa.Table) -> pa.Table:
+    """ROW_SCHEMA rows whose hits go back without values, to whom the entries came from: these may be many and long."""
+    values = pc.if_else(
+        pc.equal(rows["origin"], Origin.HIT.value), pa.scalar(None, pa.binary()), rows["value"]
+    )
+    return rows.set_column(rows.column_names.index("value"), "value", values)
+
+
+def results_by_key(
+    rows: pa.Table, kind: ValueType, known: Mapping[str, bytes | None] | None = None
+) -> dict[tuple[Any, ...], Result]:
+    """ROW_SCHEMA rows of one builder as Results. `known`: values of hits by entry_id, where rows came back without."""
     columns = [listed(rows[name]) for name in _RESULT_COLUMNS]
     results = {}
     for key, origin, value_hash, payload, ts, entry, inputs, error, until, reads, current in zip(
         *columns, strict=True
     ):
+        if known is not None and origin == Origin.HIT:
+            payload = known[entry]
         results[tuple(json.loads(key))] = Result(
             Origin(origin),
             value_hash,

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
@@ -201,7 +201,8 @@ class SparkEngine:
                 answers = pa.concat_tables([answers, self._answers(again, ChunkTask(work))])
             rows = [opened(part) for part in answers["rows"].drop_null().to_pylist()]
             # before any error: what was paid for is kept
-            self.take(stage, pa.concat_tables(rows), evaluator, job)
+            known = {hit.entry.entry_id: hit.entry.value for hit in found} if work.cache is None else None
+            self.take(stage, pa.concat_tables(rows), evaluator, job, known)
             if staging is not None:
                 self.take_staged(stage, staging, answers["staged"].drop_null().to_pylist(), evaluator, job)
         for failure in answers["failure"].drop_null().to_pylist():
@@ -268,8 +269,16 @@ class SparkEngine:
                 rows = entry_rows(staging.read(file))
                 evaluator.give(builder, results_by_key(rows, job.bindings[builder].type))
 
-    def take(self, stage: KeyedStage, rows: pa.Table, evaluator: Evaluator, job: Job) -> None:
-        """Commit a stage's rows in one append, count them, and remember what later stages read."""
+    def take(
+        self,
+        stage: KeyedStage,
+        rows: pa.Table,
+        evaluator: Evaluator,
+        job: Job,
+        known: Mapping[str, bytes | None] | None = None,
+    ) -> None:
+        """Commit a stage's rows in one append, count them, and remember what later stages read. `known`: values by
+        entry_id, where hits came back without."""
         inline = pa.array([b.name for b, _ in job.bindings.items() if b.inline], pa.string())
         by_hand = {b.name for b, _ in job.bindings.items() if b.is_dynamic()}
         kept = rows.filter(pc.invert(pc.is_in(rows["builder"], inline)))
@@ -281,7 +290,7 @@ class SparkEngine:
             if len(own):
                 evaluator.done.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
                 if builder in stage.builders:
-                    evaluator.give(builder, results_by_key(own, bound.type))
+                    evaluator.give(builder, results_by_key(own, bound.type, known))
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from featurekit_spark.results import (
     plain_entries,
     results_by_key,
     to_rows,
+    without_known,
 )
 from featurekit_spark.values import ValueType, typed_column
 
@@ -142,8 +143,9 @@ class ChunkTask:
     name of the file in which they are handed over. A file that is not seen from here is said to be `missed`.
 
     New entries are staged as files where `staging` can be reached from here, and travel as rows otherwise; so do those
-    with something that a file has no column for (an expiry, reads). An error of the run ends the task and is told: a
-    task that raised would be tried again, and would ask again what nobody can keep.
+    with something that a file has no column for (an expiry, reads), and hits, without the values of the candidates that
+    they are. An error of the run ends the task and is told: a task that raised would be tried again, and would ask
+    again what nobody can keep.
     """
 
     work: StageWork
@@ -172,6 +174,8 @@ class ChunkTask:
                     own = plain.filter(pc.equal(plain["builder"], builder.name))
                     if len(own):
                         counts.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
+            if self.work.cache is None:
+                rows = without_known(rows)
             yield _answer(rows=closed(rows), failure=None if ended is None else told(ended))
             if ended is not None:
                 break  # nobody is asked any more

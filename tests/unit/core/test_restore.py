@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.current import moved_since
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.session import Session
 from featurekit_spark.testing.fakes import MovingClock
@@ -175,3 +178,21 @@ def test_moved_is_what_differs_between_then_and_now(before: list[Any], later: li
     found = moved_since(table, len(before) - 1)
     told = dict(zip(found["key"].to_pylist(), found["entry_id"].to_pylist(), strict=True))
     assert told == {key: entry for key, entry in then.items() if now[key] != entry}
+
+
+TITLES = st.dictionaries(st.sampled_from("abc"), st.sampled_from(["Lamp", "Sofa", "Urn"]), min_size=1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(TITLES, min_size=2, max_size=3), st.lists(st.integers(0, 2), min_size=4, max_size=7))
+def test_readers_see_what_a_run_from_nothing_makes(states: list[dict[str, str]], visits: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        cache = DeltaCache(folder)
+        for visit in visits:
+            titles = states[visit % len(states)]
+            own = Shop(dict(titles), json.dumps(titles, sort_keys=True))
+            fresh = MemoryCache()
+            assert run(own, cache).values("Place") == run(own, fresh).values("Place")
+            seen, expected = current(cache, *ALL), current(fresh, *ALL)
+            for name, values in expected.items():
+                assert {key: seen[name].get(key) for key in values} == values, name
