@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,13 +22,13 @@ from featurekit_spark.embed.coalesce import Coalescer, shares
 from featurekit_spark.embed.openai_answers import Answer, answer_of
 from featurekit_spark.errors import BuildError, ContextError, UsageError
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
-from featurekit_spark.paid.openai_protocol import api_key, copied, judged, received
+from featurekit_spark.paid.openai_protocol import Line, copied, judged, received
 from featurekit_spark.paid.prices import Price
-from featurekit_spark.paid.retry import Breaker, Clock, RetryPolicy, Sign, failure_of, with_retries
+from featurekit_spark.paid.retry import RetryPolicy, Sign, failure_of, with_retries
 from featurekit_spark.paid.tokens import count_tokens
 
 if TYPE_CHECKING:
-    import openai
+    pass
 
 __all__ = ["OpenAIEmbedder"]
 
@@ -122,7 +121,7 @@ class OpenAIEmbedder:
         """Close the running loop's connections; another call opens new ones."""
         line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
-            await line.client.close()
+            await line.aclose()
         await self.limiter.aclose()
 
     async def _embed_all(self, texts: Sequence[str]) -> list[Embedded]:
@@ -206,42 +205,27 @@ class OpenAIEmbedder:
         return None if self.price is None else float(self.price.usd(tokens, 0))
 
     def _line(self) -> _Line:
-        """What belongs to the running loop: client and semaphore are bound to the loop that first uses them."""
+        """The running loop's."""
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
-            key = api_key(self.api_key_env, what=f"{self.model} at {self.base_url}")
-            try:
-                import httpx2
-                from openai import AsyncOpenAI
-            except ImportError as error:
-                raise ContextError(
-                    "OpenAIEmbedder needs the openai package: pip install 'featurekit-spark[llm]'"
-                ) from error
-            # An attempt's time is measured as a whole, not per read.
-            client = AsyncOpenAI(api_key=key, base_url=self.base_url, timeout=None, max_retries=0)
-
-            async def ask(request: dict[str, Any]) -> bytes:
-                # The bare response: the SDK's models of vectors take longer than all the rest.
-                answer = await client.post("/embeddings", body=request, cast_to=httpx2.Response)
-                return answer.content
-
-            texts: Coalescer[Embedded] = Coalescer(
-                self._vectors, most=self.batch_size, longest=_LONGEST, wait_s=_WAIT_S
-            )
-            self._lines[loop] = _Line(client, asyncio.Semaphore(self.requests), ask, texts)
+            self._lines[loop] = _Line(self)
         return self._lines[loop]
 
     def _state(self) -> tuple[tuple[str, Any], ...]:
         return tuple((name, value) for name, value in self.__dict__.items() if name != "_lines")
 
 
-@dataclass(frozen=True)
-class _Line:
-    """What texts of one event loop share."""
+class _Line(Line):
+    """What texts of one event loop share: requests in flight, and texts that are collected for the next."""
 
-    client: openai.AsyncOpenAI
-    free: asyncio.Semaphore
-    ask: Callable[[dict[str, Any]], Awaitable[bytes]]
-    texts: Coalescer[Embedded]
-    clock: Clock = field(default_factory=Clock)
-    breaker: Breaker = field(default_factory=Breaker)
+    def __init__(self, embedder: OpenAIEmbedder) -> None:
+        super().__init__(
+            embedder.base_url,
+            "/embeddings",
+            model=embedder.model,
+            key_env=embedder.api_key_env,
+            at_once=embedder.requests,
+        )
+        self.texts: Coalescer[Embedded] = Coalescer(
+            embedder._vectors, most=embedder.batch_size, longest=_LONGEST, wait_s=_WAIT_S
+        )

@@ -10,28 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from itertools import cycle
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.costs import Expected
-from featurekit_spark.errors import ContextError, UsageError
+from featurekit_spark.errors import UsageError
 from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
-from featurekit_spark.paid.openai_protocol import api_key, copied, final, judged, received, unclear
+from featurekit_spark.paid.openai_protocol import Line, copied, final, judged, received, unclear
 from featurekit_spark.paid.prices import Price
-from featurekit_spark.paid.retry import (
-    Breaker,
-    Clock,
-    RetryPolicy,
-    with_retries,
-)
+from featurekit_spark.paid.retry import RetryPolicy, with_retries
 from featurekit_spark.paid.usage import expected_cost, usage_of
 
 if TYPE_CHECKING:
@@ -43,8 +36,6 @@ _log = logging.getLogger(__name__)
 
 _OF_NOBODY = frozenset({401, 403, 404})  # no prompt gets an answer with this key, or from this address
 _FIRST_GUESS = 256
-# The HTTP client looks at each of its connections for each call: many small ones cost less than a large one.
-_CALLS_PER_CLIENT = 8
 
 
 class OpenAIChat:
@@ -173,7 +164,7 @@ class OpenAIChat:
 
     def client(self) -> openai.AsyncOpenAI:
         """A client of the running loop; ContextError without an API key. `aclose` closes it."""
-        return self._line().clients[0]
+        return self._line().client
 
     async def _attempt(self, line: _Line, request: dict[str, Any]) -> Completion:
         return self.completion(await line.ask(request), request, price=self.price)
@@ -203,54 +194,27 @@ class OpenAIChat:
         """Close the running loop's connections; another call opens new ones."""
         line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
-            for client in line.clients:
-                await client.close()
+            await line.aclose()
         await self.limiter.aclose()
 
     def _line(self) -> _Line:
-        """The client and semaphore of the running loop; both are bound to the loop that first uses them."""
+        """The running loop's."""
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
-            key = api_key(self.api_key_env, what=f"{self.model} at {self.base_url}")
-            try:
-                import httpx2
-                from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-            except ImportError as error:
-                raise ContextError(
-                    "OpenAIChat needs the openai package: pip install 'featurekit-spark[llm]'"
-                ) from error
-            trusted = httpx2.create_ssl_context()  # slow to make
-            clients = [
-                AsyncOpenAI(
-                    api_key=key,
-                    base_url=self.base_url,
-                    timeout=None,  # an attempt's time is measured as a whole, not per read
-                    max_retries=0,
-                    http_client=DefaultAsyncHttpxClient(timeout=None, verify=trusted),
-                )
-                for _ in range(math.ceil(self.concurrency / _CALLS_PER_CLIENT))
-            ]
-            turns = cycle(clients)
-
-            async def ask(request: dict[str, Any]) -> bytes:
-                # The bare response: making the SDK's models of it takes as long as all the rest.
-                answer = await next(turns).post("/chat/completions", body=request, cast_to=httpx2.Response)
-                return answer.content
-
-            self._lines[loop] = _Line(clients, asyncio.Semaphore(self.concurrency), ask)
+            self._lines[loop] = _Line(
+                self.base_url,
+                "/chat/completions",
+                model=self.model,
+                key_env=self.api_key_env,
+                at_once=self.concurrency,
+            )
         return self._lines[loop]
 
 
-@dataclass
-class _Line:
-    """What calls on one event loop share."""
+class _Line(Line):
+    """What calls on one event loop share, and how long their answers have been."""
 
-    clients: list[openai.AsyncOpenAI]
-    free: asyncio.Semaphore
-    ask: Callable[[dict[str, Any]], Awaitable[bytes]]
-    clock: Clock = field(default_factory=Clock)
-    breaker: Breaker = field(default_factory=Breaker)
-    answered: float = 0.0
+    answered = 0.0
 
     def expected(self, request: Mapping[str, Any]) -> int:
         """About how many tokens a call takes: the limiter is told the true number afterwards."""

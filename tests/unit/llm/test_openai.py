@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -53,6 +55,18 @@ def test_the_prompt_is_sent_byte_for_byte_and_usage_comes_back(server: Any) -> N
         }
     ]
     assert server.keys == ["Bearer sk-secret"]
+
+
+def test_a_process_that_closes_nothing_ends_in_silence(server: Any) -> None:
+    """aiohttp complains of connections that nobody closed."""
+    code = (
+        "from featurekit_spark import aio; from featurekit_spark.llm import OpenAIChat; import gc\n"
+        f"kept, dropped = [OpenAIChat({server.url!r}, name, api_key_env='TEST_CHAT_KEY') for name in 'ab']\n"
+        "print(aio.run(kept.complete('p')).text, aio.run(dropped.complete('p')).text)\n"
+        "del dropped; gc.collect()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("hello hello\n", "", 0)
 
 
 def test_what_is_not_set_is_not_sent(server: Any) -> None:
