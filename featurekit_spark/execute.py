@@ -103,14 +103,21 @@ class Execution(Proofs):
             for stage in self.plan.stages:
                 start = time.perf_counter()
                 self._run(stage)
+                self._look_for_double_payments()
                 self.seconds[stage.label] = self.seconds.get(stage.label, 0.0) + time.perf_counter() - start
             self._write_traces()
         finally:
             try:
                 commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
+                self._look_for_double_payments()
             finally:
                 self.engine.settle()
                 self.appends.close()
+
+    def _look_for_double_payments(self) -> None:
+        if self.job.double is not None:
+            bounds = (bound for builder, bound in self.job.bindings.items() if builder.paid)
+            self.job.double.look(self.job.cache, bounds, self.evaluator.done)
 
     def counts(self) -> dict[str, Counts]:
         """Per builder, in build order. A target's proven keys are its hits, whatever stage they skipped."""

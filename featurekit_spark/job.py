@@ -11,6 +11,7 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.journal import Journal
+from featurekit_spark.double_payments import DoublePayments
 from featurekit_spark.failures import Failures
 
 __all__ = ["Job", "Progress"]
@@ -33,3 +34,4 @@ class Job:
     purse: Purse | None = None
     journal: Journal | None = None
     failures: Failures | None = None
+    double: DoublePayments | None = None

@@ -23,6 +23,7 @@ from featurekit_spark.cache.journal import JournalingCache, Observer, take_in
 from featurekit_spark.controller import Controller, Feature, run_clock
 from featurekit_spark.costs import known_prices, unpriced
 from featurekit_spark.deferred import handing_in, take_in_answers
+from featurekit_spark.double_payments import DoublePayments, PaidTwice
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
@@ -70,7 +71,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did. `status`: ok, or partial where any builder failed for any key."""
+    """What a run did. `status`: ok, or partial where any builder failed for any key. `paid_twice`: calls whose answers
+    another run had paid for meanwhile."""
 
     run_id: str
     status: Literal["ok", "partial"]
@@ -82,6 +84,7 @@ class RunResult:
     errors: Mapping[str, str]
     execution: Execution = field(repr=False)
     warnings: tuple[str, ...] = ()
+    paid_twice: PaidTwice = field(default_factory=PaidTwice)
 
     def table(self, target: type[FeatureBuilder[Any]] | str) -> Any:
         """A target's answers, one row per key: its key fields, value (typed), ts, value_hash, status, error.
@@ -224,6 +227,7 @@ class Session:
             self.progress,
             self._purse(budget, graph, bindings),
             failures=retrying(self.cache, retry_errors, retry_builders, graph=graph),
+            double=(double := DoublePayments(run_id)),
         )
         names = [target.builder.name for target in plan.targets]
         stands = standing(plan, graph, bindings, self.context)
@@ -267,7 +271,9 @@ class Session:
             (
                 *key_jumps(plan, {name: c.keys for name, c in counts.items()}, self._last_counts(key)),
                 *unpriced(counts),
+                *double.found.told(),
             ),
+            double.found,
         )
         self.cache.record_run(
             RunRecord(
@@ -275,7 +281,7 @@ class Session:
                 key_json(key),
                 job.now,
                 status,
-                _told(counts, graph, bindings, keys=result.keys, unchanged=result.unchanged),
+                _told(counts, graph, job, keys=result.keys, unchanged=result.unchanged),
             )
         )
         # What other targets' marks say still holds where this run changed nothing.
@@ -343,7 +349,14 @@ class Session:
         if not isinstance(self.cache, JournalingCache) or not any(builder.paid for builder in graph):
             yield job
             return
-        take_in(self.cache, now=datetime.now(UTC), observer=self.observer, models=models_of(job.bindings))
+        bounds = {bound.name: bound for builder, bound in job.bindings.items() if builder.paid}
+        take_in(
+            self.cache,
+            now=datetime.now(UTC),
+            observer=self.observer,
+            models=models_of(job.bindings),
+            left=None if job.double is None else partial(job.double.take_left, bounds),
+        )
         journal = self.cache.journal(job.run_id, size=self.limits.micro_batch)
 
         def evaluator() -> Evaluator | None:
@@ -359,7 +372,7 @@ class Session:
         execution = self.execution
         assert execution is not None  # nothing is paid for before there is one
         keys = execution.keys if execution.checks else None
-        told = _told(execution.counts(), graph, job.bindings, keys=keys, unchanged=False)
+        told = _told(execution.counts(), graph, job, keys=keys, unchanged=False)
         self.cache.record_run(RunRecord(job.run_id, key_json(key), job.now, "stopped", told))
 
     def _unchanged(
@@ -405,12 +418,12 @@ class Session:
 
 
 def _told(
-    counts: Mapping[str, Counts], graph: Graph, bindings: Bindings, *, keys: int | None, unchanged: bool
+    counts: Mapping[str, Counts], graph: Graph, job: Job, *, keys: int | None, unchanged: bool
 ) -> dict[str, Any]:
     """A run's record: of each builder what its entries are found by, and what was done."""
     builders = {}
     for builder in graph:
-        bound = bindings[builder]
+        bound = job.bindings[builder]
         builders[builder.name] = {
             "type": bound.type.text,
             "version": bound.version,
@@ -419,7 +432,8 @@ def _told(
             "paid": builder.paid,
             **asdict(counts[builder.name]),
         }
-    return {"keys": keys, "unchanged": unchanged, "builders": builders}
+    told = {"keys": keys, "unchanged": unchanged, "builders": builders}
+    return told if job.double is None else {**told, "paid_twice": asdict(job.double.found)}
 
 
 def _engine(name: str, spark: Any, limits: Limits) -> Engine:

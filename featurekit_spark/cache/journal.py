@@ -208,12 +208,13 @@ def take_in(
     nobody_runs: bool = False,
     observer: Observer | None = None,
     models: Mapping[str, str] | None = None,
+    left: Callable[[pa.Table, Mapping[str, Entry]], None] | None = None,
 ) -> int:
     """Append what journals have and the cache lacks, and remove those of dead runs; how many rows.
 
     Answers of a run that goes on elsewhere are taken in as well, and stay where they are. `nobody_runs`: the caller
     keeps all runs away, so that every journal is a dead run's. `observer`: is told of runs that died before they
-    could tell it.
+    could tell it; `left`: of the answers of each of them, a builder at a time, and of what the cache knew, by entry_id.
     """
     folder = cache.journals if isinstance(cache, JournalingCache) else None
     if folder is None:
@@ -229,6 +230,8 @@ def take_in(
             for name in rows["builder"].unique().to_pylist():
                 own = newest_rows(rows.filter(pc.equal(rows["builder"], name)), "entry_id")
                 known = cache.by_id(name, own["entry_id"].to_pylist())
+                if left is not None and is_dead:
+                    left(own, known)
                 # The same request asked again after its ttl is a newer answer under the same id.
                 new = [
                     entry_id not in known or known[entry_id].ts < ts.replace(tzinfo=UTC)

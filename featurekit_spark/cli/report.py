@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -52,6 +53,7 @@ class RunReport:
             "sinks": {},
             "quality": {},
             "unchanged": False,
+            "paid_twice": {"calls": 0, "tokens": 0, "usd": 0.0},
             "warnings": [],
         }
 
@@ -69,6 +71,7 @@ class RunReport:
             "builders": {name: _counts(counts) for name, counts in result.builders.items()},
             "failures": _failures(result.builders.values()),
             "unchanged": result.unchanged,
+            "paid_twice": asdict(result.paid_twice),
             "warnings": list(result.warnings),
         }
 
