@@ -31,6 +31,7 @@ __all__ = [
     "ProductDBSettings",
     "PublishGateSettings",
     "RedisSinkSettings",
+    "RetentionSettings",
     "RunSettings",
     "SearchSettings",
     "Settings",
@@ -239,6 +240,14 @@ class TracingSettings(_Section):
         return patterns
 
 
+class RetentionSettings(_Section):
+    """What `featurekit cache retain` leaves of texts that were stored longer ago."""
+
+    prompts: Literal["keep", "hash"] = "keep"
+    answers: Literal["keep", "hash"] = "keep"
+    after_days: Limit = 30
+
+
 class LLMSettings(_Section):
     """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key.
 
@@ -269,6 +278,7 @@ class LLMSettings(_Section):
     batch_price: Share = 0.5
     suggestions: Count = 3
     tracing: TracingSettings = TracingSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @model_validator(mode="after")
     def _has_model(self) -> LLMSettings:

@@ -89,8 +89,8 @@ RUN_SCHEMA: Final = pa.schema(
 # Entries and what finds them are made by the hundred thousand: frozen ones take several times as long.
 @dataclass(slots=True, unsafe_hash=True)
 class Entry:
-    """One row of ENTRY_SCHEMA. `status` is ok or error; an error entry answers no request: its value is none, or a
-    model's text that could not be used."""
+    """One row of ENTRY_SCHEMA. Only `ok` ones answer a request. The value of an error is none, or a model's text that
+    could not be used; an expired entry's was taken away, and what it cost and hashed to is left."""
 
     builder: str
     key: str
@@ -101,7 +101,7 @@ class Entry:
     inputs_hash: str
     value_hash: str | None
     run_id: str
-    status: Literal["ok", "error"] = "ok"
+    status: Literal["ok", "error", "expired"] = "ok"
     error: str | None = None
     seconds: float | None = None
     tokens: int | None = None

@@ -38,6 +38,7 @@ from featurekit_spark.cache.current import (
     superseded,
     to_entries,
 )
+from featurekit_spark.cache.hashed import hashed_key, named
 from featurekit_spark.cache.journal import Journal
 from featurekit_spark.cache.marks import Marks
 from featurekit_spark.cache.staged import StagedFile, Staging
@@ -59,6 +60,7 @@ _TABLES = {
     "runs": (RUN_SCHEMA, [], "group,ts,recorded,run_id"),
 }
 _SCHEMA_KEY = "featurekit.schema"
+_HASHED_KEY = "featurekit.hashed"
 # Above this many keys a look-up reads the builder's whole key column: one pass beats a long IN list.
 _MANY = 5_000
 
@@ -232,8 +234,10 @@ class DeltaCache:
 
     def rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """(entries, pointers) of at least these keys under one config, pointers also to what is not here."""
-        near = self._near(config_hash, keys)
-        return self._entries(builder, config_hash, near, keys), self._pointers(builder, near)
+        stored, hashed = self._stored(builder, keys)
+        near = self._near(config_hash, stored)
+        entries = self._entries(builder, config_hash, near, stored)
+        return named(entries, hashed), named(self._pointers(builder, near), hashed)
 
     def trace_rows(self, builder: str) -> pa.Table:
         """All trace rows of a builder, as they are stored (TRACE_SCHEMA)."""
@@ -258,6 +262,24 @@ class DeltaCache:
             [self._read("entries", builder, near, columns), self._read("traces", builder, marks, columns)]
         )
 
+    def hashed_builders(self) -> frozenset[str]:
+        """Builders of which some keys are kept as hashes alone."""
+        with self._lock:
+            table = self._open("entries")
+            told = "" if table is None else table.metadata().configuration.get(_HASHED_KEY, "")
+        return frozenset(filter(None, told.split(",")))
+
+    def mark_hashed(self, builders: Iterable[str]) -> None:
+        """From now on look-ups of these builders' keys ask for their hashes as well."""
+        known = self.hashed_builders()
+        wanted = sorted(known.union(builders))
+        if len(wanted) == len(known):
+            return
+        with self._lock, table_lock(self.table_path("entries")):
+            table = self._open("entries", create=True)
+            assert table is not None
+            table.alter.set_table_properties({_HASHED_KEY: ",".join(wanted)}, raise_if_not_exists=False)
+
     def stamp(self) -> int:
         """Later than all rows that were appended here."""
         with self._lock:
@@ -279,9 +301,18 @@ class DeltaCache:
 
     def _rows(self, builder: str, config_hash: str, keys: Sequence[str]) -> tuple[pa.Table, pa.Table]:
         """As `rows`, without pointers where there is nothing to point to."""
-        near = self._near(config_hash, keys)
-        entries = self._entries(builder, config_hash, near, keys)
-        return entries, self._pointers(builder, near) if len(entries) else TRACE_SCHEMA.empty_table()
+        stored, hashed = self._stored(builder, keys)
+        near = self._near(config_hash, stored)
+        entries = self._entries(builder, config_hash, near, stored)
+        pointers = self._pointers(builder, near) if len(entries) else TRACE_SCHEMA.empty_table()
+        return named(entries, hashed), named(pointers, hashed)
+
+    def _stored(self, builder: str, keys: Sequence[str]) -> tuple[Sequence[str], Mapping[str, str]]:
+        """(the keys as they may be stored, which of them stand for which key)."""
+        if builder not in self.hashed_builders():
+            return keys, {}
+        hashed = {hashed_key(key): key for key in keys}
+        return [*keys, *hashed], hashed
 
     def _near(self, config_hash: str, keys: Sequence[str]) -> list[pc.Expression]:
         """A filter for some keys of one config; many keys are read as one range."""

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA
 from featurekit_spark.cache.current import newest_rows
+from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.overlay import Layer, pointing
 from featurekit_spark.errors import UsageError, known_names
 
@@ -60,6 +61,8 @@ def promote(
         # Behind the targets: of rows of one append the last is the newest.
         all_traces += [targets, pointers]
     if not dry_run and any(found != Promoted() for found in told.values()):
+        if isinstance(own, DeltaCache) and isinstance(base, DeltaCache):
+            base.mark_hashed(own.hashed_builders() & told.keys())
         base.append(pa.concat_tables(all_entries), pa.concat_tables(all_traces))
     return told
 

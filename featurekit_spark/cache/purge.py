@@ -23,6 +23,7 @@ from featurekit_spark.cache.base import TraceRow
 from featurekit_spark.cache.care import record_care
 from featurekit_spark.cache.current import newest_rows
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.hashed import hashed_key
 from featurekit_spark.cache.rows import (
     ENTRY_COLUMNS,
     PLACE,
@@ -36,6 +37,7 @@ from featurekit_spark.cache.rows import (
     tuples,
 )
 from featurekit_spark.cache.upkeep import forget_log, vacuum
+from featurekit_spark.fingerprint import key_json
 from featurekit_spark.locks import local_path
 
 __all__ = ["PURGED", "PurgePlan", "Subject", "apply_purge", "mentioned", "plan_purge", "scrubbed"]
@@ -184,6 +186,7 @@ def _keyed_by(entries: pa.Table, seen: _Seen, own: Any) -> Any:
         field for name, key in zip(builders, keys, strict=True) if name in same for field in json.loads(key)
     }
     texts = {text for text in seen.texts if text} - ids
+    texts |= {json.loads(hashed_key(key_json((text,))))[0] for text in texts}
     return np.fromiter(
         (not mine and not texts.isdisjoint(json.loads(key)) for mine, key in zip(own, keys, strict=True)),
         bool,

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.base import ENTRY_SCHEMA
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.hashed import hashed_key, named
 from featurekit_spark.cache.invalidate import known_builders
 from featurekit_spark.cache.rows import run_records
 from featurekit_spark.cache.typed import typed_rows
@@ -55,7 +56,9 @@ def show(
         raise UsageError(
             f"builder {builder!r} has no entries in {cache.path}. {known_names(builder, known_builders(cache))}"
         )
-    own = rows.filter(pc.equal(rows["key"], key)).sort_by([("recorded", "descending")])
+    hashed = hashed_key(key)
+    own = rows.filter(pc.is_in(rows["key"], pa.array([key, hashed], pa.string())))
+    own = named(own, {hashed: key}).sort_by([("recorded", "descending")])
     if not len(own):
         some = sorted(set(rows["key"].slice(0, 1000).to_pylist()))[:3]
         raise UsageError(f"{builder} has no entry for the key {key}. Some that it has: {', '.join(some)}")

@@ -58,7 +58,7 @@ def _builder(rows: pa.Table, current: pa.Table) -> dict[str, Any]:
         "rows": len(rows),
         "keys": pc.count_distinct(rows["key"]).as_py(),
         "current": len(hits),
-        "errors": len(rows) - len(ok),
+        "errors": pc.sum(pc.equal(rows["status"], "error")).as_py() or 0,
         "configs": pc.count_distinct(rows["config_hash"]).as_py(),
         "bytes": int(pc.sum(rows["bytes"]).as_py() or 0),
         "oldest": pc.min(rows["ts"]).as_py(),

@@ -17,6 +17,7 @@ import pyarrow as pa
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache import files
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.hashed import is_hashed
 from featurekit_spark.cache.rows import run_records
 from featurekit_spark.errors import CacheError, FeaturekitError
 from featurekit_spark.fingerprint import entry_id, key_json, payload_hash
@@ -147,9 +148,9 @@ def _wrong(row: Mapping[str, Any], hashed: Any, *, by_hand: bool) -> Iterator[st
         return
     if canonical != row["key"]:
         yield f"its key is not canonical: {canonical} is"
-    if row["status"] not in ("ok", "error"):
+    if row["status"] not in ("ok", "error", "expired"):
         yield f"its status is {row['status']!r}"
-    if row["entry_id"] is not None and row["inputs_hash"] is not None:
+    if row["entry_id"] is not None and row["inputs_hash"] is not None and not is_hashed(row["key"]):
         expected = entry_id(row["builder"], row["config_hash"], row["key"], row["inputs_hash"])
         if expected != row["entry_id"]:
             yield f"its entry_id is {row['entry_id']}, its parts make {expected}"

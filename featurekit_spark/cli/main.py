@@ -27,6 +27,7 @@ from featurekit_spark.cli.outputs_commands import outputs_app
 from featurekit_spark.cli.overlay_commands import promote_command
 from featurekit_spark.cli.plan_command import estimated, plan_command
 from featurekit_spark.cli.removal_commands import invalidate_command, purge_command
+from featurekit_spark.cli.retain_command import retain_command
 from featurekit_spark.cli.retry_command import retry_command
 from featurekit_spark.cli.runs_commands import runs_app
 from featurekit_spark.cli.shared import (
@@ -63,6 +64,7 @@ app.command("retry")(retry_command)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
 cache_app.command("purge")(purge_command)
+cache_app.command("retain")(retain_command)
 app.command("invalidate")(invalidate_command)
 app.add_typer(config_app)
 app.command("doctor")(doctor_command)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from featurekit_spark.builder import Bound
 from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.hashed import HASHED_KEY_SQL
 from featurekit_spark.engines.table_sql import FRESH, ddl_of, entry_struct, text_reads
 from featurekit_spark.engines.tasks import raised
 from featurekit_spark.job import Job
@@ -85,11 +86,9 @@ class TableStore:
 
         keys = keys.select("key")
         ours = (F.col("builder") == bound.name) & (F.col("config_hash") == bound.config_hash)
-        entries = (
-            self._table("entries").where(ours & (F.col("status") == "ok")).join(keys, "key", "left_semi")
-        )
+        entries = self._of(self._table("entries").where(ours & (F.col("status") == "ok")), bound.name, keys)
         pointing = ours & (F.col("kind") != "group") & (F.col("status") == "ok")
-        pointers = self._table("traces").where(pointing).join(keys, "key", "left_semi")
+        pointers = self._of(self._table("traces").where(pointing), bound.name, keys)
         none = F.lit(None).cast("string").alias("reads")
         marks = entries.select("key", "entry_id", none, "recorded", F.lit(0).alias("rank")).union(
             pointers.select("key", "entry_id", "reads", "recorded", F.lit(1).alias("rank"))
@@ -98,6 +97,15 @@ class TableStore:
         newest = F.max_by(F.struct(*entries.columns), "recorded").alias("entry")
         found = entries.groupBy("entry_id").agg(newest).select("entry.*")
         return found.join(marks.groupBy("key").agg(now), "key").select("key", F.expr(entry_struct()))
+
+    def _of(self, rows: DataFrame, builder: str, keys: DataFrame) -> DataFrame:
+        """The rows of these keys, also of those that are stored as hashes."""
+        from pyspark.sql import functions as F
+
+        if builder not in self.cache.hashed_builders():
+            return rows.join(keys, "key", "left_semi")
+        stored = keys.distinct().select("key", F.explode(F.array("key", F.expr(HASHED_KEY_SQL))).alias("stored"))
+        return rows.withColumnRenamed("key", "stored").join(stored, "stored").select(*rows.columns)
 
     def traces(self, target: str, group: str) -> DataFrame:
         """The newest target row per key: (key, row), `row` the columns of TRACE_SCHEMA."""

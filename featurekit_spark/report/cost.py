@@ -165,13 +165,13 @@ def _calls(entries: pa.Table, paid: set[str]) -> Iterator[dict[str, Any]]:
     """
     costly = pc.or_(pc.is_valid(entries["tokens"]), pc.is_valid(entries["usd"]))
     of_paid = pc.is_in(entries["builder"], pa.array(sorted(paid), pa.string()))
-    ok = pc.equal(entries["status"], "ok")
+    ok = pc.not_equal(entries["status"], "error")
     built = pc.or_(costly, pc.if_else(ok, pc.is_valid(entries["seconds"]), _own_failure(entries)))
     rows = entries.filter(pc.and_(pc.or_(costly, of_paid), built))
     # The same row may have been appended twice, under two times.
     same = ["builder", "entry_id", "run_id", "config_hash", "status", "seconds", "tokens", "usd"]
     first = rows.select([*same, "recorded"]).group_by(same).aggregate([("recorded", "min")])
-    failed = pc.not_equal(first["status"], "ok")
+    failed = pc.equal(first["status"], "error")
     usd = first["usd"].cast(_USD, safe=False)
     lots = pa.table(
         {
