@@ -104,7 +104,9 @@ class TableStore:
 
         if builder not in self.cache.hashed_builders():
             return rows.join(keys, "key", "left_semi")
-        stored = keys.distinct().select("key", F.explode(F.array("key", F.expr(HASHED_KEY_SQL))).alias("stored"))
+        stored = keys.distinct().select(
+            "key", F.explode(F.array("key", F.expr(HASHED_KEY_SQL))).alias("stored")
+        )
         return rows.withColumnRenamed("key", "stored").join(stored, "stored").select(*rows.columns)
 
     def traces(self, target: str, group: str) -> DataFrame:
