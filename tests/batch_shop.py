@@ -1,5 +1,5 @@
-"""A run that hands its prompts in as a batch: `python -m tests.batch_shop CACHE URL SHOP PROMPTS`. Prints its answers
-as JSON, or `pending`; the server that it talks to may kill it at any step.
+"""A run that hands its prompts in as a batch: `python -m tests.batch_shop CACHE URL SHOP PROMPTS [--wait]`. Prints its
+answers as JSON, or `pending`; the server that it talks to may kill it at any step.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ def run(
 
 
 if __name__ == "__main__":
-    path, url, shop, prompts = sys.argv[1:]
+    path, url, shop, prompts, *more = sys.argv[1:]
+    llm = model(url, f"{path}/batches", wait_s=600.0 if more else 0.0)
     try:
-        done = run(DeltaCache(path), model(url, f"{path}/batches"), json.loads(prompts), shop)
+        done = run(DeltaCache(path), llm, json.loads(prompts), shop)
     except AnswersPendingError:
         print("pending")
     else:

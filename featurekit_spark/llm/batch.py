@@ -10,6 +10,7 @@ import asyncio
 import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -76,8 +77,10 @@ class OpenAIBatch:
         self._turns: set[asyncio.Task[None]] = set()
         self._one_turn = asyncio.Lock()
         self._ended = threading.Event()
-        self._given: dict[str, Any] = {}  # to which task: what it makes of an answer may need another
+        self._given: set[str] = set()
         self._told: set[str] = set()
+        # What a key's task was given: what it makes of one answer may need another, which is still to come.
+        self._given_to: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"OpenAIBatch({self.chat!r}, {self.folder!r}, wait_s={self.wait_s!r})"
@@ -109,7 +112,7 @@ class OpenAIBatch:
         finally:
             self._ended.set()
             # An error that was told is over; an answer is, once it is in the cache.
-            over = self._told | (self._given.keys() if finished else set())
+            over = self._told | (self._given if finished else set())
             if over:
                 self.desk.done(over, run_id)
             self._begin()
@@ -180,9 +183,8 @@ class OpenAIBatch:
             line = line or await self._come(custom_id, request)
             if line is None:
                 raise AnswersPendingError(self._pending())
-        except AnswersPendingError:  # and with it what came of this answer's question
-            task = asyncio.current_task()
-            self._given = {own: to for own, to in self._given.items() if to is not task}
+        except AnswersPendingError:
+            self._given.difference_update(self._given_to.get(asyncio.current_task(), ()))
             raise
         return self._read(line, request)
 
@@ -262,7 +264,8 @@ class OpenAIBatch:
             self._told.add(line.custom_id)
             error = self._error(Line(line.custom_id, None, failure.kind, failure.message), failure)
             raise error.with_cost(failure.tokens, failure.usd) from failure
-        self._given[line.custom_id] = asyncio.current_task()
+        self._given.add(line.custom_id)
+        self._given_to.setdefault(asyncio.current_task(), []).append(line.custom_id)
         return answer
 
     def _error(self, line: Line, failure: CallFailure | None = None) -> FeaturekitError:

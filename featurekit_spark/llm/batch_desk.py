@@ -20,7 +20,7 @@ from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.llm.openai_batch import BatchClient, BatchState, Line
 from featurekit_spark.paid.retry import Clock
 
-__all__ = ["BatchDesk", "BatchLimits"]
+__all__ = ["BatchDesk", "BatchLimits", "parts_of"]
 
 _log = logging.getLogger(__name__)
 _URL: Final = "/v1/chat/completions"
@@ -70,7 +70,7 @@ class BatchDesk:
             self._look()  # what other runs have handed in meanwhile
             known = self.answers.keys() | self.pending.keys()
             new = {custom_id: body for custom_id, body in requests.items() if custom_id not in known}
-            for part in _parts(new, self.limits):
+            for part in parts_of(new, self.limits):
                 self._submit(part, run_id)
 
     def wait(
@@ -225,7 +225,7 @@ class BatchDesk:
         self._requests.pop(tag, None)
 
 
-def _parts(
+def parts_of(
     requests: Mapping[str, Mapping[str, Any]], limits: BatchLimits
 ) -> Iterator[dict[str, Mapping[str, Any]]]:
     """As few files as the limits allow, in order."""

@@ -8,18 +8,27 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pydantic import BaseModel
 
+from featurekit_spark import aio
 from featurekit_spark.budget import Budget
+from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.errors import AnswersPendingError, BudgetError, ContextError, NewCallsError
+from featurekit_spark.llm import StructuredCompletion
 from featurekit_spark.llm.batch_desk import BatchLimits
+from featurekit_spark.paid.retry import RetryPolicy
+from featurekit_spark.session import Session
 from featurekit_spark.testing.chat import ChatServer, chat_server
-from tests.batch_shop import FAST, Reply, model, run
+from tests.batch_shop import FAST, Ids, Prompt, Reply, World, model, run
 
 ROOT = Path(__file__).resolve().parents[3]
 SHOPS = {
@@ -281,8 +290,8 @@ def test_a_batch_that_may_have_been_made_is_waited_for(shop: Shop) -> None:
     assert len(shop.server.batches.prompts) == 2
 
 
-def _started(shop: Shop) -> subprocess.Popen[str]:
-    arguments = [str(shop.path / "cache"), shop.server.url, "a", json.dumps(SHOPS)]
+def _started(shop: Shop, name: str = "a", *more: str) -> subprocess.Popen[str]:
+    arguments = [str(shop.path / "cache"), shop.server.url, name, json.dumps(SHOPS), *more]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.batch_shop", *arguments],
         cwd=ROOT,
@@ -291,3 +300,122 @@ def _started(shop: Shop) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class Mood(BaseModel):
+    mood: str
+
+
+class Moods(StructuredCompletion):
+    response = Mood
+
+
+class Verdict(FeatureBuilder[str]):
+    key, deps, value = ("shop", "id"), (Moods.on(prompt=Prompt),), pa.string()
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return str(inputs["Moods"]["mood"])
+
+
+def test_an_answer_that_does_not_fit_is_repaired_in_a_second_batch(shop: Shop) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return '{"mood": "calm"}' if prompt == "sofa" or "does not fit" in prompt else "calm, I'd say"
+
+    def found() -> Any:
+        llm = shop.model()
+        try:
+            session = Session(World(llm, SHOPS), shop.cache, engine="local")
+            return session.run(Verdict.over(Ids), shop="a").values(Verdict)
+        finally:
+            aio.run(llm.aclose())
+
+    shop.server.answer = answer
+    shop.server.batches.polls = 0
+    for _ in range(2):  # the second hands the repair in, and keeps the first answer for it
+        with pytest.raises(AnswersPendingError):
+            found()
+    assert found() == dict.fromkeys(A, "calm")
+    assert len(asked) == 3, "each request was paid for once"
+    assert shop.records() == []
+    rows = shop.cache.history("Moods").to_pylist()
+    assert {row["key"]: row["usd"] for row in rows} == {'["red lamp"]': 27.0, '["sofa"]': 13.5}
+
+
+def test_two_jobs_at_once_hand_a_prompt_in_once(shop: Shop) -> None:
+    shop.server.batches.polls = 1000
+    jobs = [_started(shop, name) for name in ("a", "b", "a", "b")]
+    outs = [job.communicate(timeout=120) for job in jobs]
+    assert [out for out, _ in outs] == ["pending\n"] * 4, outs
+    assert sorted(shop.server.batches.prompts) == ["desk", "red lamp", "sofa"]
+
+
+def test_a_refused_prompt_is_not_handed_in_again(shop: Shop) -> None:
+    shop.server.batches.fails = {"red lamp": (400, "content_policy_violation")}
+    shop.pending()
+    shop.server.batches.polls = 0
+    for _ in range(2):
+        assert run(shop.cache, shop.model(), SHOPS, "a").status == "partial"
+    assert shop.server.batches.prompts.count("red lamp") == 1
+
+
+def test_a_provider_that_is_down_leaves_everything_as_it_is(shop: Shop) -> None:
+    def down(call: str) -> None:
+        raise ConnectionError
+
+    def hasty() -> Any:
+        llm = shop.model()
+        llm.desk.client.policy = RetryPolicy(attempts=2, first_wait_s=0.01)
+        return run(shop.cache, llm, SHOPS, "a").values(Reply)
+
+    shop.server.batches.before = down
+    with pytest.raises(AnswersPendingError, match="could not be handed in: POST /files"):
+        hasty()
+    assert shop.records() == [], "there is no batch"
+    shop.server.batches.before = lambda call: None
+    shop.pending()
+    shop.server.batches.before = down
+    with pytest.raises(AnswersPendingError, match="the provider does not answer"):
+        hasty()
+    shop.server.batches.before = lambda call: None
+    shop.server.batches.polls = 0
+    assert hasty() == A
+    assert len(shop.server.batches.prompts) == 2
+
+
+def test_a_batch_that_the_provider_lost_is_not_paid_for_again_unasked(shop: Shop) -> None:
+    shop.pending()
+    shop.server.batches.batches.clear()
+    with pytest.raises(ContextError, match=r"gone for good, remove .*/batches/\w+\.json") as told:
+        shop.run()
+    name = str(told.value).split("remove ")[1].split(".json")[0]
+    Path(f"{name}.json").unlink()
+    shop.pending()
+    assert len(shop.server.batches.prompts) == 4
+
+
+def test_a_limit_in_usd_hands_one_in_to_learn_the_price(shop: Shop) -> None:
+    limit = {"budget": Budget(max_usd=30.0)}
+    shop.pending(how=limit)
+    assert len(shop.server.batches.prompts) == 1
+    shop.server.batches.polls = 0
+    shop.pending(how=limit)
+    assert len(shop.server.batches.prompts) == 2
+    assert shop.run(how=limit) == A
+
+
+def test_control_c_while_waiting_ends_the_run_at_once(shop: Shop) -> None:
+    shop.server.batches.polls = 1000
+    waiting = threading.Event()
+    shop.server.batches.after = lambda call: waiting.set() if call == "GET /batches" else None
+    with _started(shop, "a", "--wait") as process:
+        assert waiting.wait(60)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        process.communicate(timeout=30)
+    assert time.monotonic() - start < 10
+    shop.server.batches.polls = 0
+    assert shop.run() == A
+    assert len(shop.server.batches.prompts) == 2
