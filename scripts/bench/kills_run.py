@@ -1,8 +1,10 @@
-"""Runs that pay for prompts on Spark, one for each line of stdin: a process of `scripts/bench/kills`, which kills it.
+"""Runs that pay for prompts, one for each line of stdin: a process of `scripts/bench/kills`, which kills it, and of
+`scripts/bench/calls`.
 
-    {"cache": FOLDER, "shop": "NAME", "prompts": N}
+    {"cache": FOLDER, "shop": "NAME", "prompts": N, "products": M}
 
-Prints what became of each. Its builders are found by Spark's workers, which import this module.
+M products (N where it is left out) share N prompts. Prints what became of each run. Its builders are found by Spark's
+workers, which import this module.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ KEY_VARIABLE = "FEATUREKIT_BENCH_KEY"
 
 
 class Ids(KeySet):
-    """As many products as the shop's name says: `NAME:N`."""
+    """As many products as the shop's name says: `NAME:M:N`."""
 
     key, of, value = ("shop",), "id", pa.list_(pa.string())
 
     def build_one(self, inputs: Any, config: Any, context: Any) -> list[str]:
-        return [f"{number:06d}" for number in range(int(inputs["shop"].rpartition(":")[2]))]
+        return [f"{number:06d}" for number in range(int(inputs["shop"].split(":")[1]))]
 
 
 class Question(FeatureBuilder[str]):
@@ -47,13 +49,16 @@ class Answer(FeatureBuilder[str]):
 
 
 def question(shop: str, number: str) -> str:
-    return f"What goes with {number} of {shop}?"
+    name, _, prompts = shop.split(":")
+    return f"What goes with {int(number) % int(prompts)} of {name}?"
 
 
-def run(model: OpenAIChat, engine: Any, cache: str, shop: str, prompts: int) -> dict[str, Any]:
+def run(
+    model: OpenAIChat, engine: Any, cache: str, shop: str, prompts: int, products: int | None = None
+) -> dict[str, Any]:
     """One run, and whether its answers are the server's."""
     session = Session(Context(llm=model), DeltaCache(cache), engine=engine)
-    result = session.run(Answer.over(Ids), shop=f"{shop}:{prompts}")
+    result = session.run(Answer.over(Ids), shop=f"{shop}:{products or prompts}:{prompts}")
     values: Mapping[Any, Any] = result.values(Answer)
     right = sum(value == f"1. like {question(*key)}" for key, value in values.items())
     return {"status": result.status, "right": right, "calls": result.builders["LLMCompletion"].calls}

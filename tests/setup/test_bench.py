@@ -104,8 +104,20 @@ def test_an_unknown_change_is_refused() -> None:
 @pytest.mark.jobs
 @pytest.mark.slow
 def test_calls_tells_what_became_of_each_prompt() -> None:
-    _, figures, said = bench("calls", "--prompts", "96", "--parts", "latency,storm")
-    latency, storm = figures["rows"]
+    _, figures, said = bench("calls", "--prompts", "96", "--parts", "latency,distinct,storm")
+    latency, distinct, storm = figures["rows"]
     assert latency["calls"] == 96, said
+    assert distinct["met"] and distinct["products"] == 4 * 96 and distinct["calls_spark"] == 96, said
     assert sum(storm["outcomes"].values()) == 96 and set(storm["outcomes"]) <= {"answered", "error"}
     assert storm["answered_twice"] == 0 and storm["calls"] > 96
+
+
+@pytest.mark.jobs
+@pytest.mark.slow
+def test_kills_are_survived() -> None:
+    code, figures, said = bench("kills", "--prompts", "150", "--kills", "1", "--parts", "worker,driver")
+    assert code == 0, said
+    assert [(row["killed"], row["complete"]) for row in figures["rows"]] == [
+        ("driver", "1 of 1"),
+        ("worker", "1 of 1"),
+    ]
