@@ -230,20 +230,22 @@ class OpenAIBatch:
                     future.set_exception(type(failure)(str(failure)))
 
     def _ask(self, asked: dict[str, dict[str, Any]], run_id: str) -> dict[str, Line]:
+        ended = self._ended  # this run's: the next one has another
+
+        def sleep(seconds: float) -> None:
+            if ended.wait(seconds):
+                raise AnswersPendingError("the run has ended")
+
         try:
             self.desk.hand_in(asked, run_id)
             now = time.monotonic()
             self._until = now + self.wait_s if self._until is None else self._until
-            self.desk.wait(asked, run_id, seconds=self._until - now, sleep=self._sleep)
+            self.desk.wait(asked, run_id, seconds=self._until - now, sleep=sleep)
         except (ServiceError, LockedError) as error:
             raise AnswersPendingError(
                 f"{len(asked)} requests could not be handed in: {error}. Nothing was published; run again."
             ) from error
         return {own: line for own in asked if (line := self.desk.answers.get(own)) is not None}
-
-    def _sleep(self, seconds: float) -> None:
-        if self._ended.wait(seconds):
-            raise AnswersPendingError("the run has ended")
 
     def _pending(self) -> str:
         says = sorted(self.desk.says.values())

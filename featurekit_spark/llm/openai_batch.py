@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -91,8 +91,8 @@ class Line:
 
 
 class BatchClient:
-    """Batches of chat completions at the server of `chat`, with its key. Attempts end after `policy.timeout_s`: of an
-    upload of 200 MB, too."""
+    """Batches of chat completions at the server of `chat`, with its key. `policy`: of files, 200 MB maybe; what is
+    only asked is given up sooner, since a run begins with it."""
 
     def __init__(
         self, chat: OpenAIChat, policy: RetryPolicy | None = None, clock: Clock | None = None
@@ -109,7 +109,7 @@ class BatchClient:
             answer = await self._client.files.create(file=(name, requests), purpose="batch")
             return answer.id
 
-        return await self._called("POST /files", attempt)
+        return await self._called("POST /files", attempt, self.policy)
 
     async def create(self, file_id: str, tag: str, since: float) -> BatchState:
         """Have a file answered. `tag` names the batch for good: where an attempt's answer was lost, another looks first
@@ -154,7 +154,7 @@ class BatchClient:
             answer = await self._client.files.content(file_id)
             return bytes(answer.content)
 
-        return await self._called(f"GET /files/{file_id}/content", attempt)
+        return await self._called(f"GET /files/{file_id}/content", attempt, self.policy)
 
     async def _listed(self, tags: set[str], since: float) -> dict[str, BatchState]:
         found: dict[str, BatchState] = {}
@@ -167,10 +167,17 @@ class BatchClient:
         return found
 
     @property
+    def _of_questions(self) -> RetryPolicy:
+        timeout_s, deadline_s = min(self.policy.timeout_s, 30.0), min(self.policy.deadline_s, 120.0)
+        return replace(self.policy, timeout_s=timeout_s, deadline_s=deadline_s)
+
+    @property
     def _client(self) -> openai.AsyncOpenAI:
         return self.chat.client()
 
-    async def _called(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _called(
+        self, what: str, attempt: Callable[[], Awaitable[T]], policy: RetryPolicy | None = None
+    ) -> T:
         """Raises ServiceError (worth another try), BudgetError (no quota), and ContextError where nothing helps: no
         request is to blame for it."""
         try:
@@ -180,7 +187,7 @@ class BatchClient:
                 what=f"{what} at {self.chat.base_url}",
                 limiter=LocalLimiter(),
                 breaker=self._breaker,
-                policy=self.policy,
+                policy=policy or self._of_questions,
                 clock=self.clock,
             )
         except BuildError as refused:
@@ -203,7 +210,7 @@ def _state(batch: Any) -> BatchState:
     errors = (batch.errors and batch.errors.data) or []
     return BatchState(
         batch.id,
-        Progress(batch.status),
+        _progress(batch.status),
         done=counts.completed if counts else 0,
         failed=counts.failed if counts else 0,
         total=counts.total if counts else 0,
@@ -211,6 +218,13 @@ def _state(batch: Any) -> BatchState:
         files=tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
         faults=tuple((error.line, error.code or "", error.message or "") for error in errors),
     )
+
+
+def _progress(status: str) -> Progress:
+    try:
+        return Progress(status)
+    except ValueError:  # a word of this provider's own: it has not said that the batch ended
+        return Progress.IN_PROGRESS
 
 
 def _lines(content: bytes) -> Iterator[Line]:

@@ -419,3 +419,27 @@ def test_control_c_while_waiting_ends_the_run_at_once(shop: Shop) -> None:
     shop.server.batches.polls = 0
     assert shop.run() == A
     assert len(shop.server.batches.prompts) == 2
+
+
+def test_a_word_of_a_providers_own_is_no_end(shop: Shop) -> None:
+    shop.pending()
+    batch = shop.server.batches.batches["batch_1"]
+
+    def queued(call: str) -> None:
+        batch["status"] = "queued_for_gpu"
+
+    shop.server.batches.polls, shop.server.batches.after = 100, queued
+    assert "batch_1 (in_progress" in shop.pending()
+    shop.server.batches.polls, shop.server.batches.after = 0, lambda call: None
+    assert shop.run() == A
+
+
+def test_a_batch_that_somebody_cancelled_gives_what_it_has(shop: Shop) -> None:
+    shop.pending()
+    shop.server.batches.batches["batch_1"]["status"] = "cancelled"
+    assert run(shop.cache, shop.model(), SHOPS, "a").status == "partial"
+    errors = {entry["key"]: entry["error"] for entry in shop.entries()}
+    assert all("batch batch_1 cancelled" in error for error in errors.values()), errors
+    shop.server.batches.polls = 0
+    shop.pending()
+    assert shop.run() == A
