@@ -282,6 +282,40 @@ class Histories(RuleBasedStateMachine):
         self.world.version = version  # no source saw any of it
         self.look("run", expiring, merchant)
 
+    @rule(
+        merchant=MERCHANTS,
+        templates=st.tuples(TEMPLATES, TEMPLATES),
+        which=st.sampled_from([min, max]),
+        gives_in=st.booleans(),
+        retries=st.lists(st.sampled_from([None, "retryable", "terminal", "all"]), max_size=2),
+    )
+    def refuse(
+        self, merchant: str, templates: tuple[str, str], which: Any, gives_in: bool, retries: list[Any]
+    ) -> None:
+        """A prompt of a product is refused; what then happens to it is decided by who asks, and how."""
+        self.model.template = templates[0]
+        prompts = {
+            prompt
+            for key in self.members(merchant, shop.ProductIds)
+            if (prompt := self.model.answer("prompt", key)) not in (None, shop.Failed)
+        }
+        refused = {which(prompts)} if prompts else set()
+        self.edit([("refuse_or_give_in", prompt) for prompt in refused - self.world.refusing])
+        self.look("run", shop.Logic, merchant)
+        if gives_in:
+            self.edit([("refuse_or_give_in", prompt) for prompt in refused])
+        for retry in [None, *retries]:
+            wanted, over = (shop.Logic,), shop.ProductIds
+            result = self.session_run(
+                self.cache, merchant, wanted, self.model.template, over, 2048, retry=retry
+            )
+            if retry in ("terminal", "all"):
+                self.model.remembered = set()
+            self.check_answers(result, wanted, self.members(merchant, over))
+            self.model.remembered = self.remembered()
+            self.model.template = templates[1]
+        self.check_paid()
+
     @rule(text=TEXTS)
     def get_with_stand_in(self, text: str) -> None:
         feature = Controller(self.context, self.cache).get(shop.Mood, (text,))
