@@ -45,6 +45,7 @@ class Built:
     error: Exception | None = None
     tokens: int | None = None
     usd: float | None = None
+    estimated_tokens: int = 0
 
     def result(
         self,
@@ -80,6 +81,7 @@ class Built:
                     seconds=self.seconds,
                     tokens=self.tokens,
                     usd=self.usd,
+                    estimated_tokens=self.estimated_tokens,
                 )
             except Exception as mismatch:  # a user's codec may raise anything
                 error = mismatch
@@ -131,6 +133,7 @@ def finish(
                 seconds=item.seconds,
                 tokens=item.tokens,
                 usd=item.usd,
+                estimated_tokens=item.estimated_tokens,
             )
         )
     return results
@@ -368,7 +371,7 @@ def _built(value: Any) -> Built:
     if isinstance(value, Exception):
         return Built(error=value)
     if isinstance(value, Metered):
-        return Built(value.value, tokens=value.tokens, usd=value.usd)
+        return Built(value.value, tokens=value.tokens, usd=value.usd, estimated_tokens=value.estimated_tokens)
     return Built(value)
 
 

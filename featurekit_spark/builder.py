@@ -150,11 +150,13 @@ class Gathered(Generic[V]):
 
 @dataclass(frozen=True)
 class Metered(Generic[V]):
-    """A value with what it cost, returned by `build_one` of a paid builder; usd None is "no price known"."""
+    """A value with what it cost, returned by `build_one` of a paid builder; usd None is "no price known".
+    `estimated_tokens`: how many of `tokens` were counted here and not by the provider."""
 
     value: V
     tokens: int = 0
     usd: float | None = None
+    estimated_tokens: int = 0
 
 
 class Update(Enum):

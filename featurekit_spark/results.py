@@ -76,10 +76,11 @@ ROW_SCHEMA: Final = pa.schema(
         ),
         ("current", pa.bool_()),
         ("failure", pa.string()),
+        ("estimated_tokens", pa.int64()),
     ]
 )
-"""A result as a row: an entry's columns and how it came about; `failure`, the kind of a paid builder's own. Stages take
-such rows in and give them out."""
+"""A result as a row: an entry's columns and how it came about; `failure`, the kind of a paid builder's own;
+`estimated_tokens`, how many the provider did not count. Stages take such rows in and give them out."""
 
 
 def _is_fresh(rows: pa.Table) -> pa.ChunkedArray:
@@ -103,6 +104,7 @@ class Result:
         "current",
         "entry_id",
         "error",
+        "estimated_tokens",
         "inputs_hash",
         "origin",
         "reads",
@@ -132,6 +134,7 @@ class Result:
         tokens: int | None = None,
         usd: float | None = None,
         current: bool = True,
+        estimated_tokens: int = 0,
     ) -> None:
         self.origin, self.value_hash = origin, value_hash
         self._value, self._payload, self._type = value, payload, kind
@@ -139,6 +142,7 @@ class Result:
         self.until, self.reads, self.current = until, reads, current
         self.cause: Exception | None = None
         self.seconds, self.tokens, self.usd = seconds, tokens, usd
+        self.estimated_tokens = estimated_tokens
 
     @property
     def failed(self) -> bool:
@@ -213,6 +217,8 @@ def to_rows(builder: str, config_hash: str, results: Iterable[tuple[str, Result]
         "failure": [_own_kind(r) for r in found],
         **_read_later(found),
     }
+    if any(r.estimated_tokens for r in found):
+        columns["estimated_tokens"] = [r.estimated_tokens for r in found]
     return _table(columns, len(pairs))
 
 
@@ -252,9 +258,9 @@ def _table(columns: Mapping[str, list[Any]], size: int) -> pa.Table:
 
 def without_known(rows: pa.Table) -> pa.Table:
     """ROW_SCHEMA rows whose hits go back without values, to whom the entries came from: these may be many and long."""
-    values = pc.if_else(
-        pc.equal(rows["origin"], Origin.HIT.value), pa.scalar(None, pa.binary()), rows["value"]
-    )
+    is_hit = pc.equal(rows["origin"], Origin.HIT.value).combine_chunks()
+    # if_else would leave their bytes below the nulls
+    values = pc.replace_with_mask(rows["value"].combine_chunks(), is_hit, pa.scalar(None, pa.binary()))
     return rows.set_column(rows.column_names.index("value"), "value", values)
 
 
@@ -369,7 +375,8 @@ class Counts:
     """What a run did for one builder. `computed`: built; `updated`: followed from their earlier values; `error`: keys
     without an answer, their own failures and their inputs'. Of a paid builder's own: how many are `retryable`,
     `terminal` and `quota`, and how many of all these are `remembered` and were not asked. `usd`: None where an answer
-    has no price; of failed calls as far as it is known."""
+    has no price; of failed calls as far as it is known. `estimated_tokens`: of answers, counted here and not by the
+    provider."""
 
     hit: int = 0
     computed: int = 0
@@ -384,6 +391,7 @@ class Counts:
     terminal: int = 0
     quota: int = 0
     remembered: int = 0
+    estimated_tokens: int = 0
 
     @property
     def keys(self) -> int:
@@ -418,6 +426,7 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
         if result.origin in BUILT:
             counts.seconds += result.seconds or 0.0
             counts.tokens += result.tokens or 0
+            counts.estimated_tokens += result.estimated_tokens
             if paid:
                 counts.calls += 1
                 usd = 0.0 if result.failed and result.usd is None else result.usd
@@ -446,6 +455,7 @@ def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
         **{kind: kinds.get(kind, 0) for kind in FAILURES},
         calls=calls,
         tokens=pc.sum(built["tokens"]).as_py() or 0,
+        estimated_tokens=pc.sum(built["estimated_tokens"]).as_py() or 0,
         usd=usd,
         seconds=pc.sum(built["seconds"]).as_py() or 0.0,
     )

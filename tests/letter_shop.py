@@ -66,7 +66,12 @@ class Ask(FeatureBuilder[str]):
         context.desk.asked.append(prompt)
         if prompt in context.desk.refused:
             raise BuildError(f"the model does not like {prompt!r}").with_cost(3, 0.5)
-        return Metered(f"Dear {prompt.split()[-1]} of old", tokens=7, usd=0.25)
+        return Metered(
+            f"Dear {prompt.split()[-1]} of old",
+            tokens=7,
+            usd=0.25,
+            estimated_tokens=7 * prompt.endswith("Ada"),
+        )
 
 
 class Length(FeatureBuilder[int]):

@@ -100,6 +100,11 @@ def _text(rows: Sequence[Spent], total: Spent, by: Sequence[str]) -> Iterator[st
         )
     elif total.unpriced:
         yield "no answer carries a price: set llm.price, or llm.prices to a table such as conf/prices.yaml"
+    if total.estimated_tokens:
+        yield (
+            f"{total.estimated_tokens} of {counted(total.tokens or 0, 'token')} were counted here, because the "
+            "provider did not say: what they cost is an estimate"
+        )
     if total.removed:
         yield f"{counted(total.removed, 'call')} among them only by records of runs: their entries were taken out"
 

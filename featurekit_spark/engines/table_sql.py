@@ -65,6 +65,7 @@ def entry_struct() -> str:
         until=None,
         reads=None,
         failure=None,
+        estimated_tokens=None,
     )
 
 

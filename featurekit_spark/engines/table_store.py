@@ -176,7 +176,7 @@ class TableStore:
         again = F.col("origin").isin("hit", "empty") & ~F.col("current") | hand
         stats = rows.groupBy("builder", "origin", "failure").agg(
             F.count("*").alias("number"),
-            *(F.sum(name).alias(name) for name in ("seconds", "tokens", "usd")),
+            *(F.sum(name).alias(name) for name in ("seconds", "tokens", "usd", "estimated_tokens")),
             F.count("usd").alias("priced"),
             F.count_if(fresh).alias("fresh"),
             F.count_if(again).alias("again"),
@@ -222,6 +222,7 @@ def _counted(row: Any, paid: bool) -> Counts:
         **{kind: number if row["failure"] == kind else 0 for kind in FAILURES},
         calls=calls,
         tokens=int(row["tokens"] or 0) if built else 0,
+        estimated_tokens=int(row["estimated_tokens"] or 0) if built else 0,
         usd=0.0 if not calls else float(row["usd"] or 0.0) if priced else None,
         seconds=float(row["seconds"] or 0.0) if built else 0.0,
     )

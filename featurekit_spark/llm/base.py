@@ -32,6 +32,11 @@ class Completion:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    @property
+    def estimated_tokens(self) -> int:
+        """How many of them the provider did not count."""
+        return 0 if self.counted_by == "provider" else self.tokens
+
 
 @runtime_checkable
 class ChatModel(Protocol):

@@ -75,7 +75,7 @@ class LLMCompletion(FeatureBuilder[str]):
             temperature=config.temperature,
             max_tokens=config.max_tokens,
         )
-        return Metered(answer.text, answer.tokens, answer.usd)
+        return Metered(answer.text, answer.tokens, answer.usd, answer.estimated_tokens)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class _Asking:
                 )
                 error.answer = self.answers[-1].text
             raise
-        return Metered(value, *self._cost())
+        return Metered(value, *self._cost(), sum(answer.estimated_tokens for answer in self.answers))
 
     async def _ask(self, prompt: str, earlier: Sequence[Message] = ()) -> Completion:
         config = self.config

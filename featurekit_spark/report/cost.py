@@ -43,7 +43,8 @@ class Spent:
     `merchant`: the first field of the group whose run made them; `day`: when they were kept, UTC. None where nobody
     knows; in a sum, also what it is not grouped by. `failed`: calls that gave no answer. `tokens`, `usd`: as far as
     they are known, None where that is nothing; `unpriced`: calls whose usd nobody knows. `removed`: calls that only
-    the record of their run tells of, because their entries were taken out.
+    the record of their run tells of, because their entries were taken out. `estimated_tokens`: of the tokens of
+    answers, how many the records of runs say that the provider did not count; usd of them are as uncertain.
     """
 
     builder: str | None = None
@@ -57,6 +58,7 @@ class Spent:
     unpriced: int = 0
     seconds: float = 0.0
     removed: int = 0
+    estimated_tokens: int = 0
 
     def __add__(self, other: Spent) -> Spent:
         """Both together, under this one's names."""
@@ -69,6 +71,7 @@ class Spent:
             unpriced=self.unpriced + other.unpriced,
             seconds=self.seconds + other.seconds,
             removed=self.removed + other.removed,
+            estimated_tokens=self.estimated_tokens + other.estimated_tokens,
         )
 
     def facts(self, by: Sequence[str] = DIMENSIONS) -> dict[str, Any]:
@@ -131,7 +134,9 @@ def spent_in(entries: pa.Table, records: Sequence[RunRecord], *, merchants: Mapp
     paid = {name for _, name, facts in told if facts.get("paid") or facts.get("calls")}
     models = {facts["config_hash"]: _model(facts.get("config", "")) for _, _, facts in told}
     whose = {**merchants, **{record.run_id: _merchant(record) for record in records}}
-    lots, by_run = [], defaultdict[tuple[str, str], Spent](Spent)
+    lots: list[Spent] = []
+    by_run = defaultdict[tuple[str, str], Spent](Spent)
+    places = defaultdict[tuple[str, str], list[int]](list)
     for row in _calls(entries, paid):
         lot = Spent(
             row["builder"],
@@ -145,6 +150,7 @@ def spent_in(entries: pa.Table, records: Sequence[RunRecord], *, merchants: Mapp
             unpriced=row["unpriced_sum"],
             seconds=row["seconds_sum"] or 0.0,
         )
+        places[row["run_id"], row["builder"]].append(len(lots))
         lots.append(lot)
         by_run[row["run_id"], row["builder"]] += lot
     for record, name, facts in told:
@@ -153,8 +159,14 @@ def spent_in(entries: pa.Table, records: Sequence[RunRecord], *, merchants: Mapp
         if gone > 0:
             day = datetime.fromtimestamp(record.recorded / 1e9, UTC).date()
             names = Spent(name, whose[record.run_id], models[facts["config_hash"]], day)
+            places[record.run_id, name].append(len(lots))
             lots.append(names + _removed(facts, kept, gone))
             by_run[record.run_id, name] += lots[-1]  # a run's name may have two records
+        left = int(facts.get("estimated_tokens") or 0)
+        for place in places[record.run_id, name]:  # an entry does not say who counted
+            own = min(left, (lots[place].tokens or 0) - lots[place].estimated_tokens)
+            lots[place] = replace(lots[place], estimated_tokens=lots[place].estimated_tokens + own)
+            left -= own
     return lots
 
 

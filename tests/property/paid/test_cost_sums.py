@@ -36,12 +36,14 @@ def lots(draw: Any) -> Spent:
         unpriced=calls if usd is None else draw(st.integers(0, calls - 1)),
         seconds=draw(st.integers(0, 1000)),
         removed=draw(st.integers(0, calls)),
+        estimated_tokens=draw(st.integers(0, 10**9)),
     )
 
 
 def amounts(sums: list[Spent]) -> tuple[Any, ...]:
     whole = sum(sums, Spent())
-    return whole.calls, whole.failed, whole.tokens, whole.usd, whole.unpriced, whole.seconds, whole.removed
+    counts = whole.calls, whole.failed, whole.tokens, whole.usd, whole.unpriced, whole.seconds, whole.removed
+    return *counts, whole.estimated_tokens
 
 
 @given(st.lists(lots(), max_size=12))
@@ -79,7 +81,8 @@ def entries(draw: Any) -> dict[str, Any]:
 
 def record(run_id: str, merchant: str, calls: int) -> RunRecord:
     facts = {"config_hash": "c1", "config": "C.Config(model='m')", "paid": True, "calls": calls, "usd": 1.5}
-    told = {"builders": {"Paid": facts | {"tokens": 3}, "Free": {"config_hash": "f", "paid": False}}}
+    facts |= {"tokens": 3, "estimated_tokens": 2}
+    told = {"builders": {"Paid": facts, "Free": {"config_hash": "f", "paid": False}}}
     return RunRecord(run_id, json.dumps([merchant, "US"]), START, "ok", told, int(START.timestamp() * 1e9))
 
 
@@ -101,6 +104,7 @@ def test_every_call_is_counted_once(rows: list[dict[str, Any]], first: int, seco
     assert total.calls == expected
     assert total.failed == sum(row["status"] == "error" for row in calls)
     assert total.removed == expected - len(calls)
+    assert total.estimated_tokens <= min(total.tokens or 0, 4)
     if not total.removed:
         assert total.tokens == sum(row["tokens"] or 0 for row in calls) or total.tokens is None
         assert total.unpriced == sum(row["usd"] is None for row in calls)
