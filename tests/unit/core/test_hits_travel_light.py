@@ -22,7 +22,7 @@ from tests.unit.core.test_unchanged import Ids, Loud, Shop, ShopContext, Title
 
 
 def test_a_hit_comes_back_without_its_value() -> None:
-    context, cache = ShopContext(Shop({"a": "lamp", "b": "sofa"}), MovingClock()), MemoryCache()
+    context, cache = ShopContext(Shop({"a": "lamp" * 100, "b": "sofa"}), MovingClock()), MemoryCache()
     session = Session(context, cache, engine="local")
     session.run(Loud.over(Ids), shop="s")
     (stage,) = [s for s in session.plan(Loud.over(Ids), shop="s").stages if isinstance(s, KeyedStage)]
@@ -39,6 +39,7 @@ def test_a_hit_comes_back_without_its_value() -> None:
     rows = opened(answer["rows"][0].as_py())
     told = dict(zip(rows["key"].to_pylist(), rows["value"].to_pylist(), strict=True))
     assert told == {'["s","a"]': None, '["s","b"]': None, '["s","c"]': b"RUG!"}
+    assert rows["value"].nbytes < len(b"RUG!") + 64  # nor are its bytes there
     known = {hit.entry.entry_id: hit.entry.value for hit in found}
     results = results_by_key(rows, bindings[Loud].type, known)
-    assert [results[key].value for key in keys] == ["LAMP!", "SOFA!", "RUG!"]
+    assert [results[key].value for key in keys] == ["LAMP" * 100 + "!", "SOFA!", "RUG!"]
