@@ -33,6 +33,7 @@ __all__ = [
     "failed_keys",
     "failure_in",
     "kind_of",
+    "of_others",
     "retrying",
     "tagged",
 ]
@@ -72,6 +73,16 @@ def kind_of(error: Exception) -> FailureKind:
             return FailureKind.TERMINAL
         case _:
             return FailureKind.RETRYABLE
+
+
+def of_others(error: Exception) -> Exception:
+    """The same failure for requests that were not tried alone, because too many before them failed so: they are not to
+    blame."""
+    if kind_of(error) is not FailureKind.TERMINAL:
+        return error
+    passed_on = BuildError(str(error))
+    passed_on.attempts, passed_on.blames_request = 0, False
+    return passed_on
 
 
 def tagged(message: str, error: Exception) -> str:

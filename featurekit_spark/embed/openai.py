@@ -21,6 +21,7 @@ from featurekit_spark.embed.base import Embedded, Vectors, refuse_blank, unit_ro
 from featurekit_spark.embed.coalesce import Coalescer, shares
 from featurekit_spark.embed.openai_answers import Answer, answer_of
 from featurekit_spark.errors import BuildError, ContextError, UsageError
+from featurekit_spark.failures import of_others
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
 from featurekit_spark.paid.openai_protocol import Line, copied, judged, received
 from featurekit_spark.paid.prices import Price
@@ -149,8 +150,10 @@ class OpenAIEmbedder:
                 failure = failure_of(error)
                 refused = failure is not None and failure.sign is Sign.WORKS
                 in_a_row += refused and len(some) == 1
-                if len(some) == 1 or not refused or in_a_row >= _SYSTEMIC:
+                if len(some) == 1 or not refused:
                     return [error] * len(some)
+                if in_a_row >= _SYSTEMIC:
+                    return [of_others(error)] * len(some)
                 middle = len(some) // 2
                 return await attempt(some[:middle]) + await attempt(some[middle:])
             in_a_row = 0

@@ -163,6 +163,21 @@ def test_a_text_that_is_refused_is_its_own_keys_error(server: EmbeddingServer, b
     assert sorted(server.texts[before:]) == ["oak dining table", "pine dining table"], "only what failed"
 
 
+def test_a_text_that_was_not_tried_alone_is_not_to_blame(server: EmbeddingServer, by_server: Make) -> None:
+    server.refuses = lambda text: True
+    cache, target = MemoryCache(), hosted.SimilarProducts.over(ProductIds)
+    titles = [f"lamp number {i}" for i in range(64)]
+    first = local_session(context(by_server(dim=32, batch_size=64), titles), cache).run(target, **GROUP)
+    counts = first.builders["ProductEmbedding"]
+    assert (counts.error, counts.terminal, counts.retryable) == (64, 16, 48), (
+        "sixteen in a row, and the rest unasked"
+    )
+    server.refuses = lambda text: False
+    again = local_session(context(by_server(dim=32, batch_size=64), titles), cache).run(target, **GROUP)
+    counts = again.builders["ProductEmbedding"]
+    assert (counts.computed, counts.remembered) == (48, 16)
+
+
 def test_single_requests_pay_and_keep_too(server: EmbeddingServer, by_server: Make) -> None:
     controller = Controller(Context(embedder=by_server()), MemoryCache())
     first, second = (controller.get(HostedTextEmbedding, ("lamp",)) for _ in range(2))
