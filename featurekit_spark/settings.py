@@ -208,7 +208,7 @@ class TracingSettings(_Section):
     masked_fields: tuple[Text, ...] = ()
     masked_patterns: tuple[Text, ...] = ()
     mask_contacts: Annotated[bool, Field(strict=True)] = True
-    timeout_s: Seconds = 60.0
+    timeout_s: Seconds = 30.0
 
     @field_validator("masked_fields")
     @classmethod

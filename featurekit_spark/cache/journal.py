@@ -47,8 +47,8 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """A run's micro-batches, the oldest first; each file is read when it is its turn. `failed`: calls without an
-    answer, which are in no file."""
+    """A run's micro-batches; each file is read when it is its turn. `failed`: calls without an answer, which are in no
+    file. They come first: whoever has no time for all of it has seen them."""
 
     folder: str
     run_id: str
@@ -59,13 +59,13 @@ class MicroBatches:
         return len(self.files) + len(self.failed)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        yield from self.failed
         storage = filesystem_of(self.folder)
         for path, written in self.files:
             with suppress(OSError, pa.ArrowException):  # damaged, or gone meanwhile
                 with storage.open_input_file(path) as file:
                     rows = pa.ipc.open_file(file).read_all()
                 yield MicroBatch(self.run_id, written, rows)
-        yield from self.failed
 
 
 Observer: TypeAlias = Callable[[MicroBatches, Mapping[str, str]], None]

@@ -28,7 +28,7 @@ from featurekit_spark.paid.masking import Masking
 __all__ = ["CallTrace", "CallTracer", "SampledCall", "TraceSink", "is_sampled", "traces_in"]
 
 _log = logging.getLogger(__name__)
-MOST_TRACES: Final = 100
+MOST_TRACES: Final = 50
 """Of one run and builder, about: beyond it neighbouring micro-batches share a trace, as each takes a sink a while."""
 MOST_SAMPLED: Final = 20
 """Sampled calls of one trace."""
@@ -88,7 +88,7 @@ class CallTracer:
     sink: TraceSink
     sample: float = 0.01
     masking: Masking = field(default_factory=Masking)
-    timeout_s: float = 60.0
+    timeout_s: float = 30.0
 
     def __call__(self, batches: MicroBatches, models: Mapping[str, str]) -> None:
         state = _State()
