@@ -41,6 +41,7 @@ from featurekit_spark.paid.host_limits import HostLimiter, limits_folder
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter, Rates
 from featurekit_spark.paid.masking import MarkedFields, Masking, secret_values
 from featurekit_spark.paid.prices import Price, PriceTable
+from featurekit_spark.paid.redis_leases import RedisLeases
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.paid.tracing import CallTracer
@@ -110,6 +111,12 @@ class Bootstrap:
             matrices=MatrixStore(f"{settings.warehouse.rstrip('/')}/matrices"),
             clock=self.get_clock(),
         )
+
+    @cached_property
+    def leases(self) -> RedisLeases | None:
+        """By which jobs wait for each other's answers instead of paying for them, where they share a server."""
+        redis_url = self.settings.llm.redis_url
+        return None if redis_url is None else RedisLeases(redis_url)
 
     def get_feature_cache(self) -> FeatureCache:
         """The cache at `cache.path`, over the one at `cache.base` where there is one."""
@@ -283,6 +290,7 @@ class Bootstrap:
             limits=limits,
             progress=self.progress,
             observer=self.get_tracer(),
+            leases=self.leases,
         )
 
     def get_spark(self) -> SparkSession:
@@ -412,6 +420,9 @@ class Bootstrap:
         for client in clients:
             if isinstance(client, OpenAIChat | OpenAIBatch | OpenAIEmbedder):
                 aio.run(client.aclose())
+        leases = self.__dict__.get("leases")
+        if leases is not None:
+            aio.run(leases.aclose())
         if self._spark is not None and self._owns_spark:
             self._spark.stop()
         self._spark = None

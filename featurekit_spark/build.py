@@ -16,6 +16,7 @@ from typing import Any
 
 from featurekit_spark import aio
 from featurekit_spark.builder import Bound, FeatureBuilder, Metered
+from featurekit_spark.cache.base import Entry
 from featurekit_spark.errors import (
     BudgetError,
     BuildError,
@@ -25,6 +26,7 @@ from featurekit_spark.errors import (
 )
 from featurekit_spark.failures import tagged
 from featurekit_spark.fingerprint import digest, entry_id, key_json
+from featurekit_spark.flight import Flight
 from featurekit_spark.results import Origin, Read, Result
 
 __all__ = ["Built", "Keep", "build_values", "finish", "update_values"]
@@ -46,6 +48,7 @@ class Built:
     tokens: int | None = None
     usd: float | None = None
     estimated_tokens: int = 0
+    found: Entry | None = None  # what another run was answered meanwhile
 
     def result(
         self,
@@ -174,10 +177,11 @@ def _told(error: Exception) -> str:
 @dataclass(frozen=True)
 class Keep:
     """Makes answers durable while a batch is still being built. `write` gets up to `size` rows and what was built for
-    them, in any thread; an answer counts as lost until it returns."""
+    them, in any thread; an answer counts as lost until it returns. `flight`: where others may be asking the same."""
 
     size: int
     write: Callable[[list[int], list[Built]], None]
+    flight: Flight | None = None
 
 
 def build_values(
@@ -251,6 +255,8 @@ async def _all(
     if batches is not None:
         calls = [batches.kept(row, call) for row, call in enumerate(calls)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
+    if keep is not None and keep.flight is not None:
+        await keep.flight.close()
     if batches is not None and batches.failed is not None:
         raise batches.failed
     built = []
@@ -282,22 +288,50 @@ class _MicroBatches:
         self.failed: Exception | None = None
 
     async def kept(self, row: int, call: Coroutine[Any, Any, Any]) -> Built:
-        async with self._places:
-            if self.failed is not None:
+        flight = self._keep.flight
+        if flight is None:
+            async with self._places:
+                return await self._called(row, call)
+        while True:
+            async with self._places:
+                if self.failed is not None:
+                    call.close()
+                    raise self.failed
+                try:
+                    held = await flight.take(row)
+                except Exception as error:  # nobody knows who else asks: no call is made
+                    call.close()
+                    return _built(error)
+                if held is None:
+                    answered = False
+                    try:
+                        built = await self._called(row, call)
+                        answered = built.error is None
+                        return built
+                    finally:
+                        await flight.end(row, answered=answered)
+            # not in a place that a call could have
+            found = held if isinstance(held, Entry) else await flight.wait(row, held)
+            if found is not None:
                 call.close()
-                raise self.failed
-            start = time.perf_counter()
-            built = _built(await call)
-            built.seconds = (time.perf_counter() - start) / self._keep.size  # as many wait at the same time
-            if built.error is None:
-                done = asyncio.get_running_loop().create_future()
-                self._waiting.append((row, built, done))
-                if len(self._waiting) >= self._keep.size:
-                    self._write()
-                elif len(self._waiting) == 1:
-                    asyncio.get_running_loop().call_later(_LINGER, self._write)
-                await done
-            return built
+                return Built(found=found)
+
+    async def _called(self, row: int, call: Coroutine[Any, Any, Any]) -> Built:
+        if self.failed is not None:
+            call.close()
+            raise self.failed
+        start = time.perf_counter()
+        built = _built(await call)
+        built.seconds = (time.perf_counter() - start) / self._keep.size  # as many wait at the same time
+        if built.error is None:
+            done = asyncio.get_running_loop().create_future()
+            self._waiting.append((row, built, done))
+            if len(self._waiting) >= self._keep.size:
+                self._write()
+            elif len(self._waiting) == 1:
+                asyncio.get_running_loop().call_later(_LINGER, self._write)
+            await done
+        return built
 
     def _write(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -40,6 +40,7 @@ from featurekit_spark.errors import (
 )
 from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
+from featurekit_spark.flight import SingleFlight
 from featurekit_spark.results import Counts, Origin, Result, count, from_entry
 from featurekit_spark.values import NULL_HASH
 
@@ -83,6 +84,7 @@ class Evaluator:
         purse: Purse | None = None,
         journal: Journal | None = None,
         failures: Failures | None = None,
+        flight: SingleFlight | None = None,
     ) -> None:
         self.bindings, self.context, self.now = bindings, context, now
         self.store: Lookup = store
@@ -90,6 +92,7 @@ class Evaluator:
         self.results: dict[str, dict[Key, Result]] = {}
         self.made: dict[str, list[Key]] = {}
         self.purse, self.journal, self.failures = purse, journal, failures
+        self.flight = flight
         self._spent: FeaturekitError | None = None
         self.done: dict[str, Counts] = {}
         self.incomplete: set[str] = set()
@@ -241,7 +244,15 @@ class Evaluator:
         for rows in self._affordable(batch.bound, misses):
             keep = None if journal is None else self._keep(journal, batch, rows)
             built = self._values(batch.bound, batch.inputs(rows), keep)
-            there = [at for at, item in enumerate(built) if not isinstance(item.error, AnswersPendingError)]
+            for row, item in zip(rows, built, strict=True):
+                if item.found is not None:
+                    hit = Found(item.found)
+                    batch.results[row] = self._hit(batch.bound, hit, batch.lineage(row))
+            there = [
+                at
+                for at, item in enumerate(built)
+                if item.found is None and not isinstance(item.error, AnswersPendingError)
+            ]
             batch.take([rows[at] for at in there], [built[at] for at in there], self.now)
 
     def _keep(self, journal: Journal, batch: Batch, rows: list[int]) -> Keep:
@@ -254,7 +265,13 @@ class Evaluator:
 
         clients = (getattr(self.context, name, None) for name in batch.bound.builder.needs)
         in_flight = max((getattr(client, "concurrency", 0) for client in clients), default=0)
-        return Keep(journal.size or in_flight or _MICRO_BATCH, write)
+        flight = None
+        if self.flight is not None:
+            identities = [batch.identities[row][2] for row in rows]
+            flight = self.flight.of(
+                batch.bound.name, identities, lambda entry: self._lives(batch.bound, Found(entry))
+            )
+        return Keep(journal.size or in_flight or _MICRO_BATCH, write, flight)
 
     def _update(self, batch: Batch, misses: list[int]) -> list[int]:
         """Take in values that follow from those before the group changed; the rows that have to be built."""
@@ -323,8 +340,9 @@ class Evaluator:
     def _values(self, bound: Bound, inputs: Mapping[str, list[Any]], keep: Keep | None = None) -> list[Built]:
         built = build_values(bound, inputs, self.context, keep)
         if self.purse is not None and bound.builder.paid:
-            answers = [item.usd for item in built if item.error is None]
-            self.purse.charge(bound.name, answers, len(built) - len(answers))
+            made = [item for item in built if item.found is None]
+            answers = [item.usd for item in made if item.error is None]
+            self.purse.charge(bound.name, answers, len(made) - len(answers))
         self._spent = next((b.error for b in built if isinstance(b.error, BudgetError)), self._spent)
         return built
 

@@ -89,6 +89,7 @@ class Execution(Proofs):
             purse=job.purse,
             journal=job.journal,
             failures=job.failures,
+            flight=job.flight,
         )
         super().__init__(plan, graph, job, evaluator, group)
         self.engine = engine

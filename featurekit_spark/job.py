@@ -13,6 +13,7 @@ from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.journal import Journal
 from featurekit_spark.double_payments import DoublePayments
 from featurekit_spark.failures import Failures
+from featurekit_spark.flight import SingleFlight
 
 __all__ = ["Job", "Progress"]
 
@@ -35,3 +36,4 @@ class Job:
     journal: Journal | None = None
     failures: Failures | None = None
     double: DoublePayments | None = None
+    flight: SingleFlight | None = None

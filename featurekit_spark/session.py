@@ -19,10 +19,11 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Budget, Purse
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
+from featurekit_spark.cache.elsewhere import Elsewhere
 from featurekit_spark.cache.journal import JournalingCache, Observer, take_in
 from featurekit_spark.controller import Controller, Feature, run_clock
 from featurekit_spark.costs import known_prices, unpriced
-from featurekit_spark.deferred import handing_in, take_in_answers
+from featurekit_spark.deferred import deferring, handing_in, take_in_answers
 from featurekit_spark.double_payments import DoublePayments, PaidTwice
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
@@ -33,6 +34,7 @@ from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.failures import FailedKeys, Failures, RetryErrors, failed_keys, retrying
 from featurekit_spark.fingerprint import key_json
+from featurekit_spark.flight import Leases, SingleFlight
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job, Progress
 from featurekit_spark.plan import Plan, PlanState, build_plan
@@ -112,7 +114,8 @@ class Session:
 
     `engine`: "spark", "local" (never a JVM), or an Engine. `spark`: a SparkSession, or a function that starts one,
     called when the first stage needs it; without it the active session, else a new one by the usual builder.
-    `observer`: is told of the paid calls of each run when it is over.
+    `observer`: is told of the paid calls of each run when it is over. `leases`: shared with other runs over this cache,
+    so that what two need at the same time is asked by one.
     """
 
     def __init__(
@@ -125,8 +128,10 @@ class Session:
         limits: Limits | None = None,
         progress: Progress | None = None,
         observer: Observer | None = None,
+        leases: Leases | None = None,
     ) -> None:
         self.context = context
+        self.leases = leases
         self.observer = observer
         self.cache = cache
         self.limits = limits or Limits()
@@ -365,7 +370,12 @@ class Session:
 
         opened = nullcontext() if journal is None else journal.opened()
         with opened, watched(journal, self.observer, job, evaluator):
-            yield replace(job, journal=journal)
+            flight = None
+            if self.leases is not None and journal is not None and not deferring(graph, job.context):
+                flight = SingleFlight(
+                    self.leases, Elsewhere(journal.folder, self.cache), journal.place, job.run_id
+                )
+            yield replace(job, journal=journal, flight=flight)
 
     def _record_stop(self, job: Job, graph: Graph, key: tuple[Any, ...]) -> None:
         """What was paid for is kept under this run's name, and a record says what it is and what it cost."""

@@ -25,6 +25,7 @@ from featurekit_spark.cache.current import newest_rows, to_entries
 from featurekit_spark.cache.staged import filesystem_of
 from featurekit_spark.cache.whole import write_whole
 from featurekit_spark.errors import CacheError, LockedError
+from featurekit_spark.fingerprint import digest
 from featurekit_spark.locks import file_lock, local_path
 
 __all__ = ["Journal", "JournalingCache", "MicroBatch", "MicroBatches", "Observer", "take_in"]
@@ -109,6 +110,12 @@ class Journal:
         with _alive(self.folder, self.run_id):
             yield self
             self.forget()
+
+    @property
+    def place(self) -> str:
+        """What runs have in common whose journals are in one folder."""
+        local = local_path(self.folder)
+        return digest("journals", self.folder if local is None else str(local.resolve()))
 
     def begin(self) -> None:
         """Before the first call: a CacheError where the folder cannot be written to. Its file tells workers that they

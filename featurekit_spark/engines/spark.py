@@ -201,7 +201,8 @@ class SparkEngine:
                 answers = pa.concat_tables([answers, self._answers(again, ChunkTask(work))])
             rows = [opened(part) for part in answers["rows"].drop_null().to_pylist()]
             # before any error: what was paid for is kept
-            known = {hit.entry.entry_id: hit.entry.value for hit in found} if work.cache is None else None
+            given = work.cache is None and work.flight is None
+            known = {hit.entry.entry_id: hit.entry.value for hit in found} if given else None
             self.take(stage, pa.concat_tables(rows), evaluator, job, known)
             if staging is not None:
                 self.take_staged(stage, staging, answers["staged"].drop_null().to_pylist(), evaluator, job)
@@ -321,6 +322,7 @@ def stage_work(stage: KeyedStage, evaluator: Evaluator, job: Job) -> StageWork:
         job.cache if any(builder.is_dynamic() for builder in stage.builders) else None,
         job.journal if stage.paid else None,
         _failures(stage, job),
+        flight=job.flight if stage.paid else None,
     )
 
 

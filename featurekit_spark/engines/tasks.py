@@ -27,6 +27,7 @@ from featurekit_spark.errors import CacheError, FeaturekitError
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.failures import Failures
 from featurekit_spark.fingerprint import key_json
+from featurekit_spark.flight import SingleFlight
 from featurekit_spark.results import (
     ROW_SCHEMA,
     Counts,
@@ -74,8 +75,8 @@ class StageWork:
 
     `context`: the attributes that its builders declare. `shared`: group-level results, passed once; `former`: entries
     (CACHED_SCHEMA) of what the group's features were before.
-    `cache`: for hand-written gets only, whose reads nobody knows beforehand. `journal`, `failures`: of a stage that
-    pays. `tasks`: how many may run at once, None for as many as fit.
+    `cache`: for hand-written gets only, whose reads nobody knows beforehand. `journal`, `failures`, `flight`: of a
+    stage that pays. `tasks`: how many may run at once, None for as many as fit.
     """
 
     fields: tuple[str, ...]
@@ -90,6 +91,7 @@ class StageWork:
     journal: Journal | None = None
     failures: Failures | None = None
     tasks: int | None = None
+    flight: SingleFlight | None = None
 
     def inline(self) -> list[str]:
         """The builders that no cache keeps."""
@@ -110,6 +112,7 @@ class StageWork:
             controller=lambda e: HandController(context, store, e),
             journal=self.journal if self.journal is not None and self.journal.seen() else None,
             failures=self.failures,
+            flight=self.flight,
         )
         for builder, table in self.shared:
             evaluator.give(builder, results_by_key(table, self.bindings[builder].type))
@@ -174,7 +177,7 @@ class ChunkTask:
                     own = plain.filter(pc.equal(plain["builder"], builder.name))
                     if len(own):
                         counts.setdefault(builder.name, Counts()).add(count_rows(own, paid=builder.paid))
-            if self.work.cache is None:
+            if self.work.cache is None and self.work.flight is None:
                 rows = without_known(rows)
             yield _answer(rows=closed(rows), failure=None if ended is None else told(ended))
             if ended is not None:

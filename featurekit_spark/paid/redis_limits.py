@@ -7,21 +7,13 @@ Owns one key per limit and the script that gives turns by the server's clock. Ne
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from featurekit_spark.errors import ConfigError, ServiceError
 from featurekit_spark.paid.limits import Rates, Turn, wait_for_turn
-
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
+from featurekit_spark.paid.redis_client import RedisClients
 
 __all__ = ["RedisLimiter"]
-
-_RETRIES = 2
 
 # The same arithmetic as `Timetable`, where all share one clock. `ask` is one of: turn, resume, correct, pause.
 _SCRIPT = """
@@ -65,16 +57,6 @@ return {text(turn), text(turn - now), text(resume)}
 """
 
 
-@dataclass
-class _Scripts:
-    by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = field(
-        default_factory=weakref.WeakKeyDictionary
-    )
-
-    def __reduce__(self) -> tuple[type[_Scripts], tuple[()]]:
-        return _Scripts, ()  # a connection does not travel
-
-
 @dataclass(frozen=True)
 class RedisLimiter:
     """Shared by who gives the same server and `name`; `url` is `redis://`, `rediss://` or `unix://`."""
@@ -84,7 +66,10 @@ class RedisLimiter:
     rates: Rates = field(default_factory=Rates)
     timeout_s: float = 5.0
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    _scripts: _Scripts = field(default_factory=_Scripts, compare=False, repr=False)
+    _clients: RedisClients = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_clients", RedisClients(self.url, "the rate limit", self.timeout_s))
 
     async def acquire(self, requests: int = 1, tokens: int = 0) -> None:
         async def take() -> Turn:
@@ -108,58 +93,14 @@ class RedisLimiter:
         return self
 
     async def aclose(self) -> None:
-        script = self._scripts.by_loop.pop(asyncio.get_running_loop(), None)
-        if script is not None:
-            await script.registered_client.aclose()
+        await self._clients.aclose()
 
     async def _asked(self, ask: str, amount: float = 0, tokens: float = 0) -> tuple[float, float, float]:
         """(turn, wait, resume) after what was asked for."""
         numbers = (amount, tokens, *self.rates.per_second, *self.rates.bursts)
         key = f"featurekit/limit/{self.name}"
-        async with self._script() as script:
+        with self._clients.client() as client:
+            script = client.register_script(_SCRIPT)  # sends nothing yet, and afterwards its hash
             answer = await script(keys=[key], args=[ask, *map(repr, map(float, numbers))])
         turn, wait, resume = (float(part) for part in answer)
         return turn, wait, resume
-
-    @asynccontextmanager
-    async def _script(self) -> AsyncIterator[Any]:
-        """The script at the running loop's client, with redis-py's errors translated into ours."""
-        try:
-            import redis
-        except ImportError as error:
-            raise ConfigError(
-                "A rate limit in Redis needs the extra: pip install 'featurekit-spark[redis]'."
-            ) from error
-        loop = asyncio.get_running_loop()
-        script = self._scripts.by_loop.get(loop)
-        if script is None:
-            script = self._scripts.by_loop[loop] = self._connected().register_script(_SCRIPT)
-        client: Any = script.registered_client
-        known = client.connection_pool.connection_kwargs
-        where = known.get("path") or f"{known.get('host', 'localhost')}:{known.get('port', 6379)}"
-        try:
-            yield script
-        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            raise ConfigError(f"Redis at {where} refused the user or the command: {error}.") from error
-        except redis.RedisError as error:
-            raise ServiceError(
-                f"the rate limit in Redis at {where} cannot be asked: {error} Is it running?"
-            ) from error
-
-    def _connected(self) -> Redis:
-        import redis.asyncio
-        from redis.backoff import ExponentialBackoff
-        from redis.retry import Retry
-
-        try:
-            return redis.asyncio.Redis.from_url(
-                self.url,
-                socket_timeout=self.timeout_s,
-                socket_connect_timeout=self.timeout_s,
-                # redis-py's own default is ten retries, which hides an outage for minutes.
-                retry=Retry(ExponentialBackoff(cap=1.0, base=0.1), _RETRIES),
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"the rate limit's Redis address is none ({error}): write redis://host:6379/0."
-            ) from None

@@ -42,14 +42,14 @@ class World:
 
 
 class Ids(KeySet):
-    key, of, value = ("shop",), "id", pa.list_(pa.string())
+    key, of, value, version = ("shop",), "id", pa.list_(pa.string()), "1"
 
     def build_one(self, inputs: Any, config: Any, context: Any) -> list[str]:
         return [f"p{i}" for i in range(PROMPTS)]
 
 
 class Name(Source[str]):
-    key, value = ("shop", "id"), pa.string()
+    key, value, version = ("shop", "id"), pa.string(), "1"
 
     def build_one(self, inputs: Any, config: Any, context: Any) -> str:
         return str(inputs["id"])
@@ -57,6 +57,7 @@ class Name(Source[str]):
 
 class Ask(FeatureBuilder[str]):
     key, value, needs, paid = ("prompt",), pa.string(), ("begun", "go", "usd"), True
+    version = "1"
     freshness = Freshness(ttl="1d")
 
     async def build_one(self, inputs: Any, config: Any, context: Any) -> Metered[str]:
@@ -67,7 +68,7 @@ class Ask(FeatureBuilder[str]):
 
 
 class Use(FeatureBuilder[str]):
-    key, deps, value = ("shop", "id"), (Ask.on(prompt=Name),), pa.string()
+    key, deps, value, version = ("shop", "id"), (Ask.on(prompt=Name),), pa.string(), "1"
 
     def build_one(self, inputs: Any, config: Any, context: Any) -> str:
         return str(inputs["Ask"])

@@ -1,0 +1,78 @@
+"""Answers of runs that go on elsewhere, as they become durable: in their journals, then in the cache.
+
+Reads only. Each file of a journal is looked into once; what is wanted is read again when it is asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache
+from featurekit_spark.cache.current import to_entries
+from featurekit_spark.cache.staged import filesystem_of
+
+__all__ = ["Elsewhere"]
+
+
+@dataclass
+class Elsewhere:
+    """`folder`: of all runs' journals; `cache`: where they end up. Travels to workers."""
+
+    folder: str
+    cache: FeatureCache
+    _seen: set[str] = field(default_factory=set, repr=False)
+    _files: dict[str, str] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    def find(
+        self, builder: str, journaled: Collection[str], stored: Collection[str] = ()
+    ) -> dict[str, Entry]:
+        """Answers by entry_id: those `journaled` are looked for in journals, those `stored` in the cache as well."""
+        with self._lock:
+            self._look()
+            files = {self._files[entry_id] for entry_id in (*journaled, *stored) if entry_id in self._files}
+        found: dict[str, Entry] = {}
+        wanted = {*journaled, *stored}
+        for file in sorted(files):
+            rows = self._rows(file)
+            own = rows.filter(pc.is_in(rows["entry_id"], pa.array(sorted(wanted), pa.string())))
+            found |= {entry.entry_id: entry for entry in to_entries(own) if entry.builder == builder}
+        left = [entry_id for entry_id in stored if entry_id not in found]
+        return {**found, **(self.cache.by_id(builder, left) if left else {})}
+
+    def _look(self) -> None:
+        from pyarrow import fs
+
+        storage = filesystem_of(self.folder)
+        there = storage.get_file_info(fs.FileSelector("", allow_not_found=True, recursive=True))
+        for info in there:
+            if (
+                info.path not in self._seen
+                and info.extension == "arrow"
+                and not info.base_name.startswith(".")
+            ):
+                self._seen.add(info.path)
+                for entry_id in self._rows(info.path)["entry_id"].to_pylist():
+                    self._files[entry_id] = info.path
+
+    def _rows(self, path: str) -> pa.Table:
+        """A file's answers; none where it is damaged, or its run has ended meanwhile."""
+        try:
+            with filesystem_of(self.folder).open_input_file(path) as file:
+                rows = pa.ipc.open_file(file).read_all()
+        except (OSError, pa.ArrowException):
+            return ENTRY_SCHEMA.empty_table()
+        rows = rows.append_column("recorded", pa.array([0] * len(rows), pa.int64()))
+        return rows.select(ENTRY_SCHEMA.names).cast(ENTRY_SCHEMA)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "cache": self.cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]

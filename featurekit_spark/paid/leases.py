@@ -1,0 +1,61 @@
+"""Leases among the runs of one process: what `RedisLeases` does for hosts and jobs, without a server.
+
+Knows names and owners; what is leased, it does not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from featurekit_spark.flight import Held
+
+__all__ = ["ANSWERED_S", "LEASE_S", "LocalLeases"]
+
+LEASE_S: Final = 30.0
+"""Seconds after which a lease ends that nobody renews: its owner died."""
+ANSWERED_S: Final = 6 * 3600.0
+"""Seconds for which others are told that there is an answer: as long as a run may go on that looked before it came."""
+
+
+@dataclass(frozen=True)
+class LocalLeases:
+    """Shared by who holds this very object, in any thread; a copy that travelled shares with nobody."""
+
+    lease_s: float = LEASE_S
+    answered_s: float = ANSWERED_S
+    clock: Callable[[], float] = time.monotonic
+    _held: dict[str, tuple[str, bool, float]] = field(default_factory=dict, compare=False, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def renew_s(self) -> float:
+        return self.lease_s / 3
+
+    async def take(self, name: str, owner: str, *, instead_of: str | None = None) -> Held | None:
+        with self._lock:
+            mark, answered, until = self._held.get(name, ("", False, 0.0))
+            if mark and mark != instead_of and self.clock() < until:
+                return Held(mark, answered)
+            self._held[name] = (owner, False, self.clock() + self.lease_s)
+            return None
+
+    async def renew(self, names: Collection[str], owner: str) -> None:
+        with self._lock:
+            for name in names:
+                if self._held.get(name, ("",))[0] == owner:
+                    self._held[name] = (owner, False, self.clock() + self.lease_s)
+
+    async def end(self, name: str, owner: str, *, answered: bool) -> None:
+        with self._lock:
+            if self._held.get(name, ("",))[0] == owner:
+                if answered:
+                    self._held[name] = (f"answered by {owner}", True, self.clock() + self.answered_s)
+                else:
+                    del self._held[name]
+
+    def __reduce__(self) -> Any:
+        return LocalLeases, (self.lease_s, self.answered_s, self.clock)
