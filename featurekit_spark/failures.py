@@ -36,6 +36,7 @@ __all__ = [
     "of_others",
     "retrying",
     "tagged",
+    "unasked",
 ]
 
 
@@ -83,6 +84,11 @@ def of_others(error: Exception) -> Exception:
     passed_on = BuildError(str(error))
     passed_on.attempts, passed_on.blames_request = 0, False
     return passed_on
+
+
+def unasked(error: Exception | None) -> bool:
+    """Whether a call was not made because another one had spent the quota: its key has no entry, and no error."""
+    return isinstance(error, BudgetError) and error.attempts == 0
 
 
 def tagged(message: str, error: Exception) -> str:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_QUOTA_S = 5.0  # long enough for the run to end, short for who has paid and runs again
 
 
 class Sign(Enum):
@@ -110,7 +111,8 @@ class Breaker:
     """Stops calls to a service that fails for everybody: after `failures` calls in a row without one success, calls
     fail at once for `open_s` seconds; then one is let through, and decides for all.
 
-    Counted are calls that failed in the end, not attempts: a server that is away for seconds breaks nothing.
+    Counted are calls that failed in the end, not attempts: a server that is away for seconds breaks nothing. One call
+    without quota is enough: those that wait for their turn are not made.
     """
 
     failures: int = 20
@@ -120,17 +122,24 @@ class Breaker:
     _open_until: float | None = None
     _probing: bool = False
     _why: str = ""
+    _no_quota: bool = False
 
     def check(self) -> None:
-        """ServiceError while calls are not made."""
+        """ServiceError while calls are not made, BudgetError where that is for want of quota."""
         if self._open_until is None:
             return
         left = self._open_until - self.clock.now()
         if left > 0 or self._probing:
             when = f"in {left:.0f} s" if left > 0 else "when a call that is under way has succeeded"
-            raise ServiceError(
-                f"not asked, because {self._why}. Calls are made again {when}; what was answered is kept. See "
-                "whether the service is up and the key is right, then run again."
+            unasked = BudgetError if self._no_quota else ServiceError
+            hint = (
+                "whether there is quota"
+                if self._no_quota
+                else "whether the service is up and the key is right"
+            )
+            raise unasked(
+                f"not asked, because {self._why}. Calls are made again {when}; what was answered is kept. See {hint}, "
+                "then run again."
             )
 
     def enter(self) -> bool:
@@ -149,9 +158,10 @@ class Breaker:
         if self._in_a_row >= self.failures:
             self.open(self.open_s, f"{self._in_a_row} calls in a row failed (the last: {message})")
 
-    def open(self, seconds: float, why: str) -> None:
+    def open(self, seconds: float, why: str, *, no_quota: bool = False) -> None:
         """Make no calls for so long."""
         self._open_until, self._probing, self._why = self.clock.now() + seconds, False, why
+        self._no_quota = no_quota
 
     def undecided(self) -> None:
         """The call that probes ended without a word on the service; the next one probes."""
@@ -182,9 +192,9 @@ async def with_retries(
             breaker.check()  # before standing in line, and again behind it
             await limiter.acquire(1, tokens)
             probing = breaker.enter()
-        except ServiceError as refusal:
+        except (ServiceError, BudgetError) as refusal:
             if failure is None:
-                unasked = ServiceError(f"{what}: {refusal}")
+                unasked = type(refusal)(f"{what}: {refusal}")
                 unasked.attempts = 0
                 raise unasked from None
             raise _told(what, failure, policy, f"; {refusal}") from failure
@@ -217,6 +227,8 @@ async def with_retries(
         last = failure.kind is not FailureKind.RETRYABLE or number >= policy.attempts or late
         _tell(breaker, failure, probing=probing, last=last)
         if last:
+            if failure.kind is FailureKind.QUOTA:
+                breaker.open(_QUOTA_S, failure.message, no_quota=True)
             if asked is not None and asked > policy.deadline_s:
                 breaker.open(asked, f"the server asks to wait {asked:.0f} s ({failure.message})")
             why = (

@@ -131,6 +131,7 @@ def test_a_run_without_a_record_is_its_merchants_all_the_same(
         server.fails(429, "insufficient_quota")
     assert workplace.run(*model, *PRICE, "--set", "llm.concurrency=1").code == 6
     assert cost("--by", "merchant")["rows"][0]["calls"] >= 2
+    server.script.clear()
     stopped = workplace.run(*model, *PRICE, "--max-calls", "2", market="US")
     assert stopped.code == 75
     rows = cost("--by", "merchant")["rows"]

@@ -129,6 +129,14 @@ def test_a_spent_quota_ends_the_run_and_keeps_what_was_answered(
     assert featurekit("retry", "--errors", "quota").calls == 2
 
 
+def test_nobody_is_asked_once_the_quota_is_spent(featurekit: Featurekit, model: Model) -> None:
+    model.quota = False
+    ended = featurekit("run", "--set", "llm.concurrency=1")
+    assert (ended.code, ended.calls, len(model.prompts)) == (6, 1, 1)
+    assert ended.summary["failures"] == {**NONE, "quota": 1}, "keys that were not asked have no error"
+    assert "no quota left" in ended.err and "not asked" not in ended.err
+
+
 def test_a_run_says_in_words_what_asks_again(featurekit: Featurekit, model: Model) -> None:
     model.refuses, model.busy_for = "espresso", "green"
     ran = featurekit("run", output="text")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from featurekit_spark.errors import BudgetError, BuildError, FeaturekitError, ServiceError, UsageError
+from featurekit_spark.failures import kind_of, unasked
 from featurekit_spark.paid.limits import LocalLimiter, Rates
 from featurekit_spark.paid.retry import (
     Breaker,
@@ -246,6 +247,39 @@ class TestBreaker:
                     await caller(Service(iter([failure(FailureKind.TERMINAL, Sign.BROKEN)])))
             with pytest.raises(ServiceError, match="not asked"):
                 await caller(Service())
+
+        virtual_run(main())
+
+    def test_a_spent_quota_stops_those_who_wait(self) -> None:
+        async def main() -> None:
+            caller = Caller(RetryPolicy())
+            with pytest.raises(BudgetError) as spent:
+                await caller(Service(iter([failure(FailureKind.QUOTA, Sign.BUSY)])))
+            assert (spent.value.attempts, unasked(spent.value)) == (1, False)
+            service = Service()
+            with pytest.raises(
+                BudgetError, match=r"not asked, because quota and busy.*in 5 s.*is quota"
+            ) as waits:
+                await caller(service)
+            assert (waits.value.attempts, unasked(waits.value), service.times) == (0, True, [])
+            await asyncio.sleep(6)
+            assert (await caller(service)).value == 1  # somebody has paid meanwhile
+            assert (await caller(service)).value == 2
+
+        virtual_run(main())
+
+    def test_errors_carry_their_attempts_and_whom_they_blame(self) -> None:
+        async def main() -> None:
+            found = []
+            for script in (
+                [BUSY, failure(FailureKind.TERMINAL, Sign.WORKS)],
+                [failure(FailureKind.TERMINAL, Sign.BROKEN)],
+                [BUSY, BUSY],
+            ):
+                with pytest.raises(FeaturekitError) as told:
+                    await Caller(RetryPolicy(attempts=2))(Service(iter(script)))
+                found.append((told.value.attempts, kind_of(told.value).value))
+            assert found == [(2, "terminal"), (1, "retryable"), (2, "retryable")]
 
         virtual_run(main())
 
