@@ -244,12 +244,6 @@ class Evaluator:
         for rows in self._affordable(batch.bound, misses):
             keep = None if journal is None else self._keep(journal, batch, rows)
             built = self._values(batch.bound, batch.inputs(rows), keep)
-<<<<<<< featurekit_spark/evaluate.py
-            there = [
-                at
-                for at, item in enumerate(built)
-                if not isinstance(item.error, AnswersPendingError) and not unasked(item.error)
-=======
             for row, item in zip(rows, built, strict=True):
                 if item.found is not None:
                     hit = Found(item.found)
@@ -257,8 +251,9 @@ class Evaluator:
             there = [
                 at
                 for at, item in enumerate(built)
-                if item.found is None and not isinstance(item.error, AnswersPendingError)
->>>>>>> /tmp/w/c_other
+                if item.found is None
+                and not isinstance(item.error, AnswersPendingError)
+                and not unasked(item.error)
             ]
             batch.take([rows[at] for at in there], [built[at] for at in there], self.now)
 
@@ -347,18 +342,12 @@ class Evaluator:
     def _values(self, bound: Bound, inputs: Mapping[str, list[Any]], keep: Keep | None = None) -> list[Built]:
         built = build_values(bound, inputs, self.context, keep)
         if self.purse is not None and bound.builder.paid:
-<<<<<<< featurekit_spark/evaluate.py
-            answers = [item.usd for item in built if item.error is None]
-            waiting = sum(unasked(item.error) for item in built)
-            self.purse.charge(bound.name, answers, len(built) - len(answers) - waiting)
-        spent = sorted((b.error for b in built if isinstance(b.error, BudgetError)), key=unasked)
-        self._spent = spent[0] if spent else self._spent
-=======
             made = [item for item in built if item.found is None]
             answers = [item.usd for item in made if item.error is None]
-            self.purse.charge(bound.name, answers, len(made) - len(answers))
-        self._spent = next((b.error for b in built if isinstance(b.error, BudgetError)), self._spent)
->>>>>>> /tmp/w/c_other
+            waiting = sum(unasked(item.error) for item in made)
+            self.purse.charge(bound.name, answers, len(made) - len(answers) - waiting)
+        spent = sorted((b.error for b in built if isinstance(b.error, BudgetError)), key=unasked)
+        self._spent = spent[0] if spent else self._spent
         return built
 
     def _resolve_source(self, bound: Bound, keys: list[Key]) -> Sequence[Result | None]:
