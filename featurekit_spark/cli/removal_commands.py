@@ -192,6 +192,11 @@ def _purged_text(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{verb} from sink {name}: {own} of theirs, and them from {lists} of others"
     records = counted(report.get("run_records", 0), "run record")
     yield f"{verb} from {records} and {counted(report['run_documents'], 'run document')}"
+    if report.get("batches_on_their_way"):
+        yield (
+            f"{counted(report['batches_on_their_way'], 'batch', 'batches')} of calls on the way or not yet taken in may "
+            "name them: purge again once a run has collected"
+        )
     if not (report["entries"] or report["traces"] or any(map(_found_in, report["sinks"].values()))):
         yield "nothing names them: are these the fields as `featurekit cache show` has them in a key?"
     if not report["dry_run"]:

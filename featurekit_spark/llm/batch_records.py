@@ -84,6 +84,13 @@ class BatchRecords:
         known = [self._read(tag) for tag in sorted(tags)]
         return [item for item in known if item is not None and item.identity == identity]
 
+    def tags(self) -> list[str]:
+        """Names of all submissions, whosever model answers them."""
+        from pyarrow import fs
+
+        found = self._storage.get_file_info(fs.FileSelector("", allow_not_found=True))
+        return sorted(info.base_name.removesuffix(".json") for info in found if info.extension == "json")
+
     def intend(self, submission: Submission, requests: bytes) -> None:
         """Write down what is going to be handed in: lines of custom_id, method, url and body."""
         self._write(f"{submission.tag}.requests.jsonl", requests)

@@ -16,6 +16,7 @@ from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.purge import Subject, apply_purge, mentioned, plan_purge
 from featurekit_spark.fingerprint import key_json
+from featurekit_spark.llm.batch_records import BatchRecords
 from featurekit_spark.search.removal import matrices_with, remove_matrices
 from featurekit_spark.sinks.base import Sink
 from featurekit_spark.sinks.delta import DeltaSink
@@ -78,6 +79,8 @@ def _purge(
         remove_matrices(places.matrices, plan.matrices)
     report["sinks"] = {sink.name: _from_sink(sink, subjects, places, dry_run) for sink in places.sinks}
     report["run_documents"] = places.documents(subjects, dry_run)
+    if cache.journals is not None:  # where workers and providers may leave answers
+        report["batches_on_their_way"] = len(BatchRecords(f"{cache.path}/batches").tags())
     if not dry_run:
         _publish_again(cache, report["sinks"], places, now)
     return report

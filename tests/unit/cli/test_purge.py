@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from featurekit_spark.cache.care import CARE_GROUP
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cli import app
+from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.locks import file_lock
 from featurekit_spark.sinks import read_recs
 from featurekit_spark.testing.redis import redis_server
@@ -248,3 +249,16 @@ def test_no_older_answer_stands_in(workplace: Workplace, purge: Purge, tmp_path:
     workplace.catalog(LEFT)
     workplace.run()
     assert {json.loads(key)[2] for key in cache.newest("LLMLogic")["key"].to_pylist()} == set(LEFT)
+
+
+def test_batches_on_their_way_are_told(workplace: Workplace, purge: Purge) -> None:
+    workplace.catalog(TITLES)
+    workplace.run()
+    assert purge("--key", KEY, "--dry-run")["batches_on_their_way"] == 0
+    records = BatchRecords(str(workplace.warehouse / "cache" / "batches"))
+    records.intend(Submission("t1", "a model", "monday", Stage.SUBMITTED, 0.0), b"")
+    assert purge("--key", KEY, "--dry-run")["batches_on_their_way"] == 1
+    told = CliRunner().invoke(
+        app, ["cache", "purge", "--key", KEY, "--dry-run", "--set", f"warehouse={workplace.warehouse}"]
+    )
+    assert "1 batch of calls on the way" in told.output and "purge again" in told.output
