@@ -39,7 +39,6 @@ def main() -> None:
         timeout_s=options.timeout_s,
         limiter=limiter,
     )
-    controller = Controller(Context(llm=model), MemoryCache())
     model.warm_up()
     # As in a run, where all that batches need was loaded by earlier stages.
     Controller(Context(), MemoryCache()).get_many(LLMCompletion, [("any",)])
@@ -51,6 +50,7 @@ def main() -> None:
     start, cpu = time.perf_counter(), time.process_time()
     for first in range(0, options.prompts, options.batch):
         last = min(first + options.batch, options.prompts)
+        controller = Controller(Context(llm=model), MemoryCache())  # answers are kept elsewhere, as by a run
         prompts = [(f"get recommendations for {options.name} {i}",) for i in range(first, last)]
         for (prompt,), feature in zip(prompts, controller.get_many(LLMCompletion, prompts), strict=True):
             right = feature.value == f"1. like {prompt}"
