@@ -24,7 +24,7 @@ from featurekit_spark.errors import (
     FeaturekitError,
     ValueMismatchError,
 )
-from featurekit_spark.failures import tagged
+from featurekit_spark.failures import of_others, tagged
 from featurekit_spark.fingerprint import digest, entry_id, key_json
 from featurekit_spark.flight import Flight
 from featurekit_spark.results import Origin, Read, Result
@@ -234,7 +234,8 @@ def _one_by_one(
         except ContextError:
             raise
         except BudgetError as error:  # nobody is asked any more
-            built += [Built(error=error) for _ in keys[number:]]
+            built.append(_built(error))
+            built += [Built(error=of_others(error)) for _ in keys[number + 1 :]]
             break
         except Exception as error:
             built.append(_built(error))

@@ -20,7 +20,14 @@ import pyarrow.compute as pc
 from featurekit_spark.builder import Bound, FeatureBuilder
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.current import listed, newest_rows
-from featurekit_spark.errors import BudgetError, BuildError, UsageError, ValueMismatchError, known_names
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    FeaturekitError,
+    UsageError,
+    ValueMismatchError,
+    known_names,
+)
 from featurekit_spark.graph import Graph
 
 __all__ = [
@@ -77,11 +84,14 @@ def kind_of(error: Exception) -> FailureKind:
 
 
 def of_others(error: Exception) -> Exception:
-    """The same failure for requests that were not tried alone, because too many before them failed so: they are not to
-    blame."""
-    if kind_of(error) is not FailureKind.TERMINAL:
-        return error
-    passed_on = BuildError(str(error))
+    """The same failure for requests that were not tried, because of those before them: they are not to blame."""
+    match kind_of(error):
+        case FailureKind.RETRYABLE:
+            return error
+        case FailureKind.TERMINAL:
+            passed_on: FeaturekitError = BuildError(str(error))
+        case FailureKind.QUOTA:
+            passed_on = BudgetError(str(error))
     passed_on.attempts, passed_on.blames_request = 0, False
     return passed_on
 

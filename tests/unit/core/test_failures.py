@@ -242,6 +242,22 @@ def test_a_failure_stands_as_long_as_an_answer_would(place: Place) -> None:
     assert (ask(), ask(), place.world.refused["x"]) == ("error", "error", 3)
 
 
+def test_a_key_that_a_spent_quota_left_unasked_has_no_entry() -> None:
+    class Quota(FeatureBuilder[str]):
+        key, value, paid = ("prompt",), pa.string(), True
+
+        def build_one(self, inputs: dict[str, Any], config: Any, context: Any) -> str:
+            if inputs["prompt"] == "b":
+                raise BudgetError("no quota left").with_cost(3, None)
+            return str(inputs["prompt"])
+
+    cache = MemoryCache()
+    with pytest.raises(BudgetError, match="no quota left"):
+        Controller(object(), cache).get_many(Quota, [(text,) for text in "abcd"])
+    rows = [(row["key"], row["status"], row["tokens"]) for row in cache.history("Quota").to_pylist()]
+    assert rows == [('["a"]', "ok", None), ('["b"]', "error", 3)]
+
+
 # -- what is told --------------------------------------------------------------------------------------------
 
 
