@@ -101,6 +101,7 @@ class Journal:
     _found: dict[tuple[str, str], Entry] | None = field(default=None, repr=False)
     _begun: bool = field(default=False, repr=False)
     _seen: bool = field(default=False, repr=False)
+    _travelled: bool = field(default=False, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
     @contextmanager
@@ -153,7 +154,9 @@ class Journal:
     def add(self, entries: pa.Table) -> None:
         """Make new entries (ENTRY_SCHEMA less `recorded`) durable: they are when this returns. CacheError where they
         are not, and where the journal is closed."""
-        if not self._is_open():
+        if not self._travelled:
+            self.begin()
+        elif not self._is_open():
             raise CacheError(
                 f"the journal {self.folder}/{self.run_id} is closed: another run has taken in what was in it, or its "
                 "folder is gone. No further calls are made for this run."
@@ -205,7 +208,7 @@ class Journal:
         return {"folder": self.folder, "run_id": self.run_id, "size": self.size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(**state, _travelled=True)  # type: ignore[misc]
 
 
 def take_in(

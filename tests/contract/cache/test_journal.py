@@ -95,6 +95,15 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_paid(tmp_
         journal_of(cache)
 
 
+def test_the_run_itself_begins_it_where_nobody_did(tmp_path: Path) -> None:
+    """For calls outside of stages that pay: of sources, and of hand-written gets."""
+    cache = DeltaCache(str(tmp_path / "cache"))
+    journal = cache.journal("run-1", size=2)
+    assert journal is not None
+    journal.add(rows(entry("a", "lamp")))
+    assert journal.seen() and take_in(cache, now=NOW) == 1
+
+
 def test_workers_that_outlive_their_run_add_nothing_that_nobody_takes_in(tmp_path: Path) -> None:
     cache = DeltaCache(str(tmp_path / "cache"))
     orphan = pickle.loads(pickle.dumps(journal_of(cache)))
