@@ -19,10 +19,12 @@ import pytest
 
 from featurekit_spark import aio
 from featurekit_spark.builder import FeatureBuilder, KeySet, Metered, Source
+from featurekit_spark.cache.base import Entry
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.elsewhere import Elsewhere
 from featurekit_spark.double_payments import PaidTwice
 from featurekit_spark.errors import ServiceError
-from featurekit_spark.flight import Held, Leases
+from featurekit_spark.flight import Held, Leases, SingleFlight
 from featurekit_spark.paid.leases import LocalLeases
 from featurekit_spark.paid.redis_leases import RedisLeases
 from featurekit_spark.session import Limits, RunResult, Session
@@ -258,6 +260,89 @@ def test_an_answer_that_came_meanwhile_is_found_in_the_cache(leases: Any, tmp_pa
     asked = slow.asked + quick.asked
     assert len(asked) == PROMPTS and set(asked.values()) == {1}
     assert len(quick.asked) > PROMPTS / 2
+
+
+def test_a_call_that_takes_longer_than_a_lease_keeps_it(leases: Any, tmp_path: Path) -> None:
+    cache, shared, one, other = DeltaCache(str(tmp_path / "c")), leases(0.6), World(1.5), World(1.5)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(run, cache, world, shop, shared) for world, shop in ((one, "a"), (other, "b"))]
+        assert [done.result(120).status for done in runs] == ["ok", "ok"]
+    asked = one.asked + other.asked
+    assert len(asked) == PROMPTS and set(asked.values()) == {1}
+
+
+def test_patience_ends(tmp_path: Path, caplog: Any) -> None:
+    """Whoever keeps a lease and answers nothing is not waited for for ever."""
+    shared = LocalLeases()
+    elsewhere = Elsewhere(str(tmp_path / "journal"), DeltaCache(str(tmp_path / "c")))
+    single = SingleFlight(shared, elsewhere, "here", "run", poll_s=0.05, patience_s=0.3)
+
+    async def main() -> int:
+        flight = single.of("Ask", ["id"], lambda entry: True)
+        assert await shared.take("here/id", "stuck") is None
+        rounds = 0
+        while (held := await flight.take(0)) is not None:
+            assert isinstance(held, Held) and await flight.wait(0, held) is None
+            rounds += 1
+        await flight.end(0, answered=True)
+        await flight.close()
+        assert await shared.take("here/id", "other") == Held("stuck", False), "the lease is not ours"
+        return rounds
+
+    assert 3 < aio.run(main()) < 8
+    assert "answered nothing in time" in caplog.text
+
+
+def test_an_answer_that_has_expired_is_none(tmp_path: Path) -> None:
+    cache = DeltaCache(str(tmp_path / "c"))
+    rows = identity_of(cache, tmp_path)
+    elsewhere, shared = (
+        Elsewhere(str(tmp_path / "other/journal"), DeltaCache(str(tmp_path / "other"))),
+        LocalLeases(),
+    )
+    known = rows['["prompt 1"]']["entry_id"]
+
+    async def ask(lives: bool) -> Entry | None:
+        single = SingleFlight(shared, elsewhere, "here", "run", poll_s=0.01)
+        flight = single.of("Ask", [known], lambda entry: lives)
+        held = await flight.take(0)
+        assert isinstance(held, Held) and held.answered
+        found = await flight.wait(0, held)
+        if found is None:
+            assert await flight.take(0) is None, "what led to no answer is taken over"
+            await flight.end(0, answered=True)
+        await flight.close()
+        return found
+
+    assert aio.run(shared.take(f"here/{known}", "gone")) is None
+    aio.run(shared.end(f"here/{known}", "gone", answered=True))
+    found = aio.run(ask(True))
+    assert found is not None and found.key == '["prompt 1"]'
+    assert aio.run(ask(False)) is None
+
+
+def test_a_lease_that_ended_is_no_reason_to_ask_again(tmp_path: Path) -> None:
+    """Its owner died after its answer was durable, and before it could tell."""
+    cache = DeltaCache(str(tmp_path / "c"))
+    rows = identity_of(cache, tmp_path)
+    other = DeltaCache(str(tmp_path / "other"))
+    shared = LocalLeases(0.2)
+    single = SingleFlight(shared, Elsewhere(f"{other.path}/journal", other), "here", "run")
+    known = rows['["prompt 1"]']["entry_id"]
+
+    async def main() -> Held | Entry | None:
+        flight = single.of("Ask", [known], lambda entry: True)
+        assert await shared.take(f"here/{known}", "dead") is None
+        assert isinstance(await flight.take(0), Held)
+        await asyncio.sleep(0.3)
+        found = await flight.take(0)
+        await flight.close()
+        return found
+
+    found = aio.run(main())
+    assert isinstance(found, Entry) and found.key == '["prompt 1"]'
+    told = aio.run(shared.take(f"here/{known}", "another"))
+    assert told is not None and told.answered
 
 
 # -- the server ----------------------------------------------------------------------------------------------
