@@ -6,44 +6,42 @@ The whole path is `run`: graph, bindings, plan, engine, record.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import pyarrow as pa
 
 from featurekit_spark.bindings import Bindings
-from featurekit_spark.budget import Budget, Purse
+from featurekit_spark.budget import Budget
 from featurekit_spark.builder import Dep, FeatureBuilder, as_dep
 from featurekit_spark.cache.base import FeatureCache, RunRecord
-from featurekit_spark.cache.elsewhere import Elsewhere
-from featurekit_spark.cache.journal import JournalingCache, Observer, take_in
+from featurekit_spark.cache.journal import Observer
 from featurekit_spark.controller import Controller, Feature, run_clock
-from featurekit_spark.costs import known_prices, unpriced
-from featurekit_spark.deferred import deferring, handing_in, take_in_answers
+from featurekit_spark.costs import unpriced
+from featurekit_spark.deferred import handing_in, take_in_answers
 from featurekit_spark.double_payments import DoublePayments, PaidTwice
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
-from featurekit_spark.errors import BudgetReachedError, NewCallsError, UsageError
+from featurekit_spark.errors import BudgetReachedError, UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Engine, Execution
 from featurekit_spark.failures import FailedKeys, Failures, RetryErrors, failed_keys, retrying
 from featurekit_spark.fingerprint import key_json
-from featurekit_spark.flight import Leases, SingleFlight
+from featurekit_spark.flight import Leases
 from featurekit_spark.graph import Graph
+from featurekit_spark.group_state import GroupState
 from featurekit_spark.job import Job, Progress
+from featurekit_spark.paying import journaled, purse_for, refuse_new_calls
 from featurekit_spark.plan import Plan, PlanState, build_plan
 from featurekit_spark.readings import Readings
 from featurekit_spark.reasons import Why
-from featurekit_spark.restore import remember, went_back
 from featurekit_spark.results import Counts
-from featurekit_spark.unchanged import Unchanged, mark_of, standing
-from featurekit_spark.watching import models_of, watched
+from featurekit_spark.unchanged import Unchanged
 from featurekit_spark.why import why
 
 if TYPE_CHECKING:
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "RunResult", "Session"]
 
-_NAMED = 20  # of the calls that are not allowed
 Target: TypeAlias = "type[FeatureBuilder[Any]] | Dep"
 
 
@@ -179,10 +176,7 @@ class Session:
             failures=Failures(self.cache),
         )
         if not passes_through_driver(plan, job, self.engine, group=key):
-            raise UsageError(
-                f"this catalog is larger than engine.collect_mb ({self.limits.collect_mb}), and keys are counted in "
-                "this process; to count them here all the same, raise engine.collect_mb or choose engine 'local'"
-            )
+            raise self._too_large("keys are counted in this process")
         return estimate_run(plan, graph, job, group=key, named=group)
 
     def why(self, target: Target, key: Any, configs: Mapping[Any, Any] | None = None, **group: Any) -> Why:
@@ -230,31 +224,23 @@ class Session:
             run_id,
             self.limits.batch_rows,
             self.progress,
-            self._purse(budget, graph, bindings),
             failures=retrying(self.cache, retry_errors, retry_builders, graph=graph),
             double=(double := DoublePayments(run_id)),
         )
+        job = replace(job, purse=purse_for(budget, graph, job))
         names = [target.builder.name for target in plan.targets]
-        stands = standing(plan, graph, bindings, self.context)
-        marks, own = dict(self.cache.mark(key_json(key)) or {}), key_json(names)
         readings = Readings(job, plan.group_fields, key, self.engine.scan)
         fits = cache(partial(passes_through_driver, plan, job, self.engine, group=key))
-
-        def content(source: type[FeatureBuilder[Any]]) -> str | None:
-            return readings.hash_of(source) if fits() else None
-
-        if stands is not None and own in marks:
-            mark = stands.renewed(marks[own], job.now, content)
-            if mark is not None:
-                if mark != marks[own]:
-                    self.cache.put_mark(key_json(key), {**marks, own: mark})
-                return self._unchanged(plan, graph, job, key, group, mark)
+        state = GroupState(plan, graph, job, key, names, readings, fits)
+        mark = state.unchanged()
+        if mark is not None:
+            return self._unchanged(plan, graph, job, key, group, mark)
         take_in_answers(graph, job)
         if budget is not None and budget.no_new_calls:
-            self._refuse_new_calls(plan, graph, job, key)
-        if marks:  # before anything changes: a run that breaks off leaves none
-            self.cache.put_mark(key_json(key), None)
-        back = stands is not None and fits() and went_back(stands, plan, graph, job, key, own, content)
+            if not fits():
+                raise self._too_large("no_new_calls needs the keys in this process")
+            refuse_new_calls(plan, graph, job, key)
+        back = state.begin()
         try:
             execution = self._executed(plan, graph, job, key, readings)
         except BudgetReachedError:
@@ -289,35 +275,8 @@ class Session:
                 _told(counts, graph, job, keys=result.keys, unchanged=result.unchanged),
             )
         )
-        # What other targets' marks say still holds where this run changed nothing.
-        mark = mark_of(stands, execution, names)
-        if mark is not None:
-            remember(self.cache, key, own, mark)
-        marks = {**(marks if result.unchanged else {}), own: mark}
-        self.cache.put_mark(key_json(key), {name: mark for name, mark in marks.items() if mark} or None)
+        state.end(execution, unchanged=result.unchanged)
         return result
-
-    def _refuse_new_calls(self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...]) -> None:
-        """NewCallsError where something would have to be paid for; it is counted before anything is computed."""
-        if not passes_through_driver(plan, job, self.engine, group=key):
-            raise UsageError(
-                f"no_new_calls needs the keys in this process, and this catalog is larger than engine.collect_mb "
-                f"({self.limits.collect_mb}): raise it, or choose engine 'local'"
-            )
-        found = estimate_run(plan, graph, replace(job, purse=None), group=key, named={})
-        if found.calls:
-            missing = []
-            for builder in found.builders:
-                keys = found.to_pay.get(builder.name, ())
-                named = [*keys[:_NAMED], *(["..."] if len(keys) > _NAMED else [])]
-                if builder.calls:
-                    missing.append(
-                        f"{builder.calls} of {builder.name}" + (f" for {', '.join(named)}" if named else "")
-                    )
-            raise NewCallsError(
-                f"{found.calls} calls would have to be paid for, and no new ones are allowed: {'; '.join(missing)}. "
-                "Nothing was computed."
-            )
 
     def failed(
         self, *targets: Target, configs: Mapping[Any, Any] | None = None, **group: Any
@@ -327,11 +286,11 @@ class Session:
         _, graph, bindings, _ = self._prepare(targets, configs, group)
         return failed_keys(self.cache, [bindings[builder] for builder in graph if builder.paid])
 
-    def _purse(self, budget: Budget | None, graph: Graph, bindings: Bindings) -> Purse | None:
-        if budget is None or not budget.limited:
-            return None
-        known = {} if budget.max_usd is None else known_prices(self.cache, graph, bindings, self.context)
-        return Purse(budget, dearest=known)
+    def _too_large(self, why: str) -> UsageError:
+        return UsageError(
+            f"{why}, and this catalog is larger than engine.collect_mb ({self.limits.collect_mb}); raise it, or choose "
+            "engine 'local'"
+        )
 
     def _last_counts(self, key: tuple[Any, ...]) -> Mapping[str, Mapping[str, Any]]:
         last = self.cache.last_run(key_json(key))
@@ -341,41 +300,24 @@ class Session:
         self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...], readings: Readings | None = None
     ) -> Execution:
         self.engine.check(plan, job)
-        with self._journaled(graph, job) as job, handing_in(graph, job):
+        paying = journaled(
+            graph,
+            job,
+            micro_batch=self.limits.micro_batch,
+            observer=self.observer,
+            leases=self.leases,
+            evaluator=lambda: self._evaluator_of(job.run_id),
+        )
+        with paying as job, handing_in(graph, job):
             execution = self.execution = execution_for(
                 plan, graph, job, self.engine, group=key, readings=readings
             )
             execution.run()
         return execution
 
-    @contextmanager
-    def _journaled(self, graph: Graph, job: Job) -> Iterator[Job]:
-        """The job with a journal, if it may pay for something. Answers that other runs left are taken in first."""
-        if not isinstance(self.cache, JournalingCache) or not any(builder.paid for builder in graph):
-            yield job
-            return
-        bounds = {bound.name: bound for builder, bound in job.bindings.items() if builder.paid}
-        take_in(
-            self.cache,
-            now=datetime.now(UTC),
-            observer=self.observer,
-            models=models_of(job.bindings),
-            left=None if job.double is None else partial(job.double.take_left, bounds),
-        )
-        journal = self.cache.journal(job.run_id, size=self.limits.micro_batch)
-
-        def evaluator() -> Evaluator | None:
-            own = self.execution is not None and self.execution.job.run_id == job.run_id
-            return self.execution.evaluator if self.execution is not None and own else None
-
-        opened = nullcontext() if journal is None else journal.opened()
-        with opened, watched(journal, self.observer, job, evaluator):
-            flight = None
-            if self.leases is not None and journal is not None and not deferring(graph, job.context):
-                flight = SingleFlight(
-                    self.leases, Elsewhere(journal.folder, self.cache), journal.place, job.run_id
-                )
-            yield replace(job, journal=journal, flight=flight)
+    def _evaluator_of(self, run_id: str) -> Evaluator | None:
+        execution = self.execution
+        return execution.evaluator if execution is not None and execution.job.run_id == run_id else None
 
     def _record_stop(self, job: Job, graph: Graph, key: tuple[Any, ...]) -> None:
         """What was paid for is kept under this run's name, and a record says what it is and what it cost."""
