@@ -14,6 +14,7 @@ from featurekit_spark.llm.batch import OpenAIBatch
 from featurekit_spark.paid.host_limits import HostLimiter
 from featurekit_spark.paid.limits import LocalLimiter, Rates
 from featurekit_spark.paid.prices import Price
+from featurekit_spark.paid.redis_leases import RedisLeases
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 
@@ -48,6 +49,17 @@ def test_limits_are_shared_through_redis() -> None:
     assert "secret" not in repr(made.limiter)
     with pytest.raises(ConfigError, match="llm.redis_url"):
         chat("llm.redis_url=http://h")
+
+
+def test_jobs_that_share_redis_share_leases() -> None:
+    given = ["product_db.path=catalogs"]
+    url = "llm.redis_url=redis://:secret@h/0"
+    for overrides, expected in ((given, None), ([*given, url], RedisLeases("redis://:secret@h/0"))):
+        settings = load_settings(merchant="abt", market="US", environ={}, overrides=overrides)
+        bootstrap = Bootstrap(settings, merchant="abt", market="US")
+        assert bootstrap.leases == expected
+        assert "secret" not in repr(bootstrap.leases)
+        bootstrap.close()
 
 
 def test_time_and_attempts() -> None:
