@@ -94,8 +94,8 @@ MEANINGS = {
     "llm.tracing.masked_patterns": "Regular expressions of what else is masked.",
     "llm.tracing.mask_contacts": "Whether e-mail addresses and telephone numbers are masked.",
     "llm.tracing.timeout_s": "Seconds after which a run goes on without the rest of its traces.",
-    "llm.retention.prompts": "What `featurekit cache retain` leaves of prompts: themselves, or a hash by which they are "
-    "still found. See [care](design/care.md).",
+    "llm.retention.prompts": "What `featurekit cache retain` leaves of prompts: themselves, or a hash by which they "
+    "are still found. See [care](design/care.md).",
     "llm.retention.answers": "The same of answers. Of what only a hash is left is asked again when it is needed again.",
     "llm.retention.after_days": "Days after which it does so; a prompt is as old as its newest entry.",
     "search.top_k": "Recommendations per product.",
