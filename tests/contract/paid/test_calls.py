@@ -61,7 +61,7 @@ def test_a_limit_that_the_server_enforces_is_kept() -> None:
         seen = server.seen()
     assert found == {"answered": 120}
     assert seen.kinds == {"answered": 120}
-    assert seen.seconds < 1.15 * (120 - 30) / 30
+    assert seen.seconds < 1.6 * (120 - 30) / 30  # how near is what scripts/bench/calls measures
 
 
 def test_no_more_calls_are_in_flight_than_asked_for() -> None:
