@@ -257,7 +257,8 @@ class Proofs:
 
     def valid_until(self) -> datetime | None:
         """The earliest expiry of all that the targets' answers were made from."""
-        found: list[datetime | None] = []
+        keysets = [self.evaluator.results.get(name, {}) for name in self.members]
+        found: list[datetime | None] = [read.until for results in keysets for read in results.values()]
         for name, check in self.checks.items():
             results = self.evaluator.results.get(name, {})
             found.append(self._gathered(check)["valid_until"])

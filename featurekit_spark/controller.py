@@ -117,7 +117,8 @@ class Controller:
             results = evaluator.resolve(feature_builder, parsed)
         finally:
             # What was built before an error is kept: it may have been paid for.
-            commit(self.cache, evaluator, run_id="in-process")
+            if commit(self.cache, evaluator, run_id="in-process"):
+                self.cache.drop_marks()
         return [_feature(evaluator.bindings[feature_builder], result, now) for result in results]
 
     async def aget(
@@ -237,8 +238,9 @@ def run_clock(context: Any) -> datetime:
     return now.astimezone(UTC)
 
 
-def commit(cache: FeatureCache, evaluator: Evaluator, *, run_id: str) -> None:
-    """Append what the evaluator made since the last commit: its entries, then the pointers to them."""
+def commit(cache: FeatureCache, evaluator: Evaluator, *, run_id: str) -> bool:
+    """Append what the evaluator made since the last commit: its entries, then the pointers to them. Whether there was
+    anything."""
     tables, by_hand = [], set()
     bound: dict[str, tuple[str, bool, bool]] = {}
     for builder, known in evaluator.bindings.items():
@@ -253,6 +255,7 @@ def commit(cache: FeatureCache, evaluator: Evaluator, *, run_id: str) -> None:
     entries, pointers = new_entries(rows, run_id), new_pointers(rows, by_hand, evaluator.now, run_id)
     if len(entries) or pointers:
         cache.append(entries, pointers)
+    return bool(len(entries) or pointers)
 
 
 def _feature(bound: Bound, result: Result, now: datetime) -> Feature[Any]:

@@ -13,7 +13,7 @@ from featurekit_spark.execute import Execution
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
-from featurekit_spark.plan import Plan
+from featurekit_spark.plan import KeyedStage, Plan
 from featurekit_spark.readings import Readings
 from featurekit_spark.restore import remember, went_back
 from featurekit_spark.unchanged import mark_of, standing
@@ -70,6 +70,9 @@ class GroupState:
         self._put({name: found for name, found in marks.items() if found})
 
     def _content(self, source: type[FeatureBuilder[Any]]) -> str | None:
+        # What a value led to is read key by key: a scan of the group's members does not show it.
+        if any(isinstance(s, KeyedStage) and source in s.builders for s in self._plan.stages):
+            return None
         return self._readings.hash_of(source) if self._fits() else None
 
     def _put(self, marks: Mapping[str, Any]) -> None:

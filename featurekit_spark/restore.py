@@ -32,6 +32,12 @@ Key = tuple[Any, ...]
 class RestoringCache(FeatureCache, Protocol):
     """A cache that tells which rows were the newest at an earlier time."""
 
+    def ends(self, group: str) -> Mapping[str, Any]:
+        """How the last runs of a group ended, by their targets."""
+
+    def put_ends(self, group: str, ends: Mapping[str, Any]) -> None:
+        """Replace what `ends` gives."""
+
     def stamp(self) -> int:
         """Later than all rows that were appended here."""
 
@@ -45,10 +51,10 @@ class RestoringCache(FeatureCache, Protocol):
 def remember(cache: FeatureCache, group: Key, targets: str, mark: Mapping[str, Any]) -> None:
     """Keep the end of a run that left this mark: each state once, the newest few."""
     if isinstance(cache, RestoringCache):
-        ends = dict(cache.mark(_name(group)) or {})
+        ends = dict(cache.ends(key_json(group)))
         others = [end for end in ends.get(targets, ()) if _state(end["mark"]) != _state(mark)]
         ends[targets] = [{"mark": dict(mark), "recorded": cache.stamp()}, *others[: _KEPT - 1]]
-        cache.put_mark(_name(group), ends)
+        cache.put_ends(key_json(group), ends)
 
 
 def went_back(
@@ -64,7 +70,7 @@ def went_back(
     cache = job.cache
     if not isinstance(cache, RestoringCache):
         return False
-    for end in (cache.mark(_name(group)) or {}).get(targets, ()):
+    for end in cache.ends(key_json(group)).get(targets, ()):
         if stands.renewed(end["mark"], job.now, content) is not None:
             return _restore(cache, plan, graph, job, group, int(end["recorded"]))
     return False
@@ -82,7 +88,11 @@ def _restore(cache: RestoringCache, plan: Plan, graph: Graph, job: Job, group: K
             continue  # one entry per key, whatever else there is
         config_hash = job.bindings[builder].config_hash
         prefix = key_json(group).removesuffix("]") if own else ""
-        rows = moved_since(cache.current_rows(builder.name, config_hash, prefix), recorded)
+        rows = cache.current_rows(builder.name, config_hash, prefix)
+        if own:  # the beginning of [1 is that of [12 too
+            inside = pc.starts_with(rows["key"], f"{prefix},")
+            rows = rows.filter(pc.or_(inside, pc.equal(rows["key"], key_json(group))))
+        rows = moved_since(rows, recorded)
         if len(rows) and not own:
             return False
         pointers.append(
@@ -118,10 +128,6 @@ def _stamped(rows: pa.Table, job: Job, **more: Any) -> pa.Table:
         for f in TRACE_SCHEMA
     ]
     return pa.Table.from_arrays(columns, schema=TRACE_SCHEMA)
-
-
-def _name(group: Key) -> str:
-    return key_json((*group, "ends of runs"))
 
 
 def _state(mark: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -234,7 +234,8 @@ class Session:
         state = GroupState(plan, graph, job, key, names, readings, fits)
         mark = state.unchanged()
         if mark is not None:
-            return self._unchanged(plan, graph, job, key, group, mark)
+            return self._unchanged(plan, graph, job, key, group, mark, read_nothing=not readings.hashes)
+        self.engine.check(plan, job)
         take_in_answers(graph, job)
         if budget is not None and budget.no_new_calls:
             if not fits():
@@ -335,8 +336,17 @@ class Session:
         key: tuple[Any, ...],
         group: dict[str, Any],
         mark: Mapping[str, Any],
+        *,
+        read_nothing: bool,
     ) -> RunResult:
-        execution = Unchanged(mark, plan, graph, job, lambda: self._executed(plan, graph, job, key))
+        execution = Unchanged(
+            mark,
+            plan,
+            graph,
+            job,
+            lambda: self._executed(plan, graph, job, key),
+            read_nothing=read_nothing,
+        )
         counts = execution.counts()
         return RunResult(
             job.run_id, "ok", group, job.now, counts, execution.keys, True, {}, cast(Execution, execution)

@@ -16,6 +16,7 @@ from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import FeatureBuilder, Source
 from featurekit_spark.check import plan_hash
 from featurekit_spark.execute import Execution
+from featurekit_spark.fingerprint import digest
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.plan import CheckTraces, Plan
@@ -23,7 +24,7 @@ from featurekit_spark.results import Counts
 
 __all__ = ["Standing", "Unchanged", "mark_of", "standing"]
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def standing(plan: Plan, graph: Graph, bindings: Bindings, context: Any) -> Stan
             if version is not None:
                 versions[builder.name] = version
     targets = {trace.target.name: plan_hash(trace, graph, bindings) for trace in check.targets}
+    # Key sets as well: who the members are is not what a target reads.
+    targets[""] = digest("graph", *(f"{bindings[b].config_hash} {b.freshness.ttl}" for b in graph))
     return Standing(targets, sources, versions)
 
 
@@ -106,9 +109,17 @@ class Unchanged:
     unchanged = True
 
     def __init__(
-        self, mark: Mapping[str, Any], plan: Plan, graph: Graph, job: Job, checked: Callable[[], Execution]
+        self,
+        mark: Mapping[str, Any],
+        plan: Plan,
+        graph: Graph,
+        job: Job,
+        checked: Callable[[], Execution],
+        *,
+        read_nothing: bool = True,
     ) -> None:
         self.plan, self.graph, self.job = plan, graph, job
+        self.read_nothing = read_nothing
         self._mark, self._checked = mark, checked
         self._whole: Execution | None = None
         self.seconds: dict[str, float] = {}

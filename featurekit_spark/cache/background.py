@@ -106,6 +106,10 @@ class BackgroundAppends:
     def mark(self, name: str) -> Mapping[str, Any] | None:
         return self.cache.mark(name)
 
+    def drop_marks(self) -> None:
+        self.wait()
+        self.cache.drop_marks()
+
     def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
         self.wait()
         self.cache.put_mark(name, mark)

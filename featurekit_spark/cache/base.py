@@ -209,6 +209,9 @@ class FeatureCache(Protocol):
     def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
         """Replace a mark (JSON values); None removes it."""
 
+    def drop_marks(self) -> None:
+        """Forget all marks: rows were added outside of a run, and what is current may be another."""
+
     def record_run(self, record: RunRecord) -> None:
         """Keep one run record."""
 

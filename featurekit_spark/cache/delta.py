@@ -76,6 +76,7 @@ class DeltaCache:
         self.path = str(path).rstrip("/")
         self.storage_options = dict(storage_options or {})
         self._marks = Marks(f"{self.path}/state", self.storage_options)
+        self._ends = Marks(f"{self.path}/state/ends", self.storage_options)
         self._tables: dict[str, DeltaTable] = {}
         self._lock = threading.RLock()
         self._clock = 0
@@ -186,8 +187,19 @@ class DeltaCache:
         elif mark != self._marks.get(name):
             self._marks.put(name, mark)
 
+    def drop_marks(self) -> None:
+        self._marks.drop()
+
+    def ends(self, group: str) -> Mapping[str, Any]:
+        """How the last runs of a group ended, by their targets."""
+        return self._ends.get(group) or {}
+
+    def put_ends(self, group: str, ends: Mapping[str, Any]) -> None:
+        """Replace what `ends` gives."""
+        self._ends.put(group, ends)
+
     def clear_marks(self) -> None:
-        """Remove all marks, so that every next run looks at the rows."""
+        """Remove all marks, and the ends of runs, so that every next run looks at the rows."""
         self._marks.clear()
 
     def record_run(self, record: RunRecord) -> None:

@@ -60,8 +60,22 @@ class Marks:
             else:
                 self._storage().delete_file(_file(name))
 
+    def drop(self) -> None:
+        """Forget those that lie here, and not what lies in folders below."""
+        folder = local_path(self.uri)
+        if folder is not None:
+            for mark in folder.glob("*.json"):
+                mark.unlink(missing_ok=True)
+        else:
+            from pyarrow import fs
+
+            storage = self._storage()
+            for mark in storage.get_file_info(fs.FileSelector("", allow_not_found=True)):
+                if mark.is_file:
+                    storage.delete_file(mark.path)
+
     def clear(self) -> None:
-        """Forget all of them."""
+        """Forget all of them, also in folders below."""
         folder = local_path(self.uri)
         with suppress(FileNotFoundError):
             if folder is not None:
@@ -70,8 +84,9 @@ class Marks:
                 from pyarrow import fs
 
                 storage = self._storage()
-                for mark in storage.get_file_info(fs.FileSelector("", allow_not_found=True)):
-                    storage.delete_file(mark.path)
+                for mark in storage.get_file_info(fs.FileSelector("", allow_not_found=True, recursive=True)):
+                    if mark.is_file:
+                        storage.delete_file(mark.path)
 
     def _read(self, name: str) -> bytes:
         folder = local_path(self.uri)

@@ -125,6 +125,10 @@ class MemoryCache:
     def mark(self, name: str) -> Mapping[str, Any] | None:
         return self._marks.get(name)
 
+    def drop_marks(self) -> None:
+        with self._lock:
+            self._marks.clear()
+
     def put_mark(self, name: str, mark: Mapping[str, Any] | None) -> None:
         with self._lock:
             if mark is None:

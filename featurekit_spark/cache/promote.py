@@ -64,6 +64,7 @@ def promote(
         if isinstance(own, DeltaCache) and isinstance(base, DeltaCache):
             base.mark_hashed(own.hashed_builders() & told.keys())
         base.append(pa.concat_tables(all_entries), pa.concat_tables(all_traces))
+        base.drop_marks()
     return told
 
 

@@ -133,8 +133,9 @@ def _publish(
     if last is None and (before := session.cache.last_run(group)) is not None:
         last = before.record
     marks = dict(last["sinks"]) if last is not None else {}
-    told = last.get("quality") if last is not None and result.unchanged else None
-    counts = {**(quality() if told is None else told), **counts}  # of the same data: not read again
+    same = getattr(result.execution, "read_nothing", False)  # of the same data: not read again
+    told = last.get("quality") if last is not None and same else None
+    counts = {**(quality() if told is None else told), **counts}
 
     outcome: dict[str, Mapping[str, Any]] = {}
     behind: list[tuple[Sink, PublishedState | None]] = []

@@ -193,12 +193,18 @@ def _without_blanks(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 class TableScan:
-    """A `ProductScan` over one snapshot."""
+    """A `ProductScan` over one snapshot. `key`: the source's settings; counts of a reading are kept under it."""
 
     def __init__(
-        self, snapshot: Snapshot, attributes: Sequence[AttributeId], *, dimensions: Mapping[str, str]
+        self,
+        snapshot: Snapshot,
+        attributes: Sequence[AttributeId],
+        *,
+        dimensions: Mapping[str, str],
+        key: Hashable = None,
     ) -> None:
         check_asked(attributes)
+        self._key = key
         self._snapshot = snapshot
         self._attributes = tuple(attributes)
         self._wanted = dict(dimensions)
@@ -215,13 +221,24 @@ class TableScan:
             "products": len(table),
             "duplicates_dropped": catalog.rows - len(table),
         }
-        return table, counts | {f"missing_{name}": table[name].null_count for name in self._attributes}
+        counts |= {f"missing_{name}": table[name].null_count for name in self._attributes}
+        with _guard:
+            _counted[self._slot] = counts
+            while len(_counted) > KEPT:
+                _counted.popitem(last=False)
+        return table, counts
+
+    @property
+    def _slot(self) -> Hashable:
+        return self._key, self.version, self._attributes, tuple(sorted(self._wanted.items()))
 
     def to_arrow(self) -> pa.Table:
         return self._read[0]
 
     def quality(self) -> dict[str, int]:
-        return dict(self._read[1])
+        with _guard:
+            known = _counted.get(self._slot) if self._key is not None and self.version is not None else None
+        return dict(self._read[1] if known is None else known)
 
     def to_spark(self, spark: SparkSession) -> DataFrame:
         from featurekit_spark.sources.catalog_spark import products_on_spark
@@ -230,6 +247,7 @@ class TableScan:
 
 
 KEPT = 4
+_counted: OrderedDict[Hashable, dict[str, int]] = OrderedDict()
 _loaded: OrderedDict[Hashable, tuple[str, LoadedCatalog]] = OrderedDict()
 _guard = threading.Lock()
 _loading: dict[Hashable, threading.Lock] = {}

@@ -79,7 +79,7 @@ class DeltaProductDB:
         return await asyncio.to_thread(read)
 
     def scan(self, attribute_ids: Sequence[AttributeId], *, dimensions: Mapping[str, str]) -> ProductScan:
-        return TableScan(self._open(), attribute_ids, dimensions=dimensions)
+        return TableScan(self._open(), attribute_ids, dimensions=dimensions, key=self)
 
     def _table(self) -> DeltaTable:
         return open_table(self.path, what="product_db")

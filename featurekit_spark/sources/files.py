@@ -72,7 +72,7 @@ class FileProductDB:
         return await asyncio.to_thread(read)
 
     def scan(self, attribute_ids: Sequence[AttributeId], *, dimensions: Mapping[str, str]) -> ProductScan:
-        return TableScan(self._open(), attribute_ids, dimensions=dimensions)
+        return TableScan(self._open(), attribute_ids, dimensions=dimensions, key=self)
 
     def _find(self) -> PartFiles:
         return find_parts(str(self.path), merchant=self.merchant, market=self.market, what="product_db")

@@ -16,6 +16,7 @@ import pytest
 from deltalake import write_deltalake
 
 from featurekit_spark.errors import DataError, UsageError
+from featurekit_spark.sources import catalog
 from featurekit_spark.sources.base import Dimension, ScannableProductDB, resolve_dimension
 from featurekit_spark.sources.delta import DeltaProductDB
 from featurekit_spark.sources.files import FileProductDB
@@ -213,3 +214,12 @@ def test_it_travels_and_serves_many_threads(make: Make, tmp_path: Path) -> None:
         answers = list(threads.map(lambda _: get(db, {"title"}, {"p1"}), range(16)))
     assert all(answer == answers[0] for answer in answers)
     assert answers[0]["p1"]["title"][DE] == "Lampe"
+
+
+def test_counts_of_a_reading_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "abt_US.csv").write_text("product_id,title\np1,red lamp\np2,\n")
+    db = FileProductDB(tmp_path, merchant="abt", market="US")
+    db.scan(["title"], dimensions={}).to_arrow()
+    monkeypatch.setattr(catalog, "load", None)  # not read again
+    counts = {"rows": 2, "products": 2, "duplicates_dropped": 0, "missing_title": 1}
+    assert db.scan(["title"], dimensions={}).quality() == counts

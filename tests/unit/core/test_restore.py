@@ -122,6 +122,17 @@ def test_other_groups_keep_what_is_theirs(cache: DeltaCache) -> None:
     assert current(cache, Plain)["Plain"] == {'["s","a"]': b"lamp", '["t","a"]': b"vase"}
 
 
+def test_a_group_whose_name_begins_alike_keeps_what_is_its_own(cache: DeltaCache) -> None:
+    own, other = Shop({"a": "Lamp"}, "1"), Shop({"a": "Lamp"}, "1")
+    names: tuple[Any, Any] = (1, 12)
+    run(other, cache, name=names[1]), run(own, cache, name=names[0])
+    own.titles, own.at, other.titles, other.at = {"a": "Urn"}, "2", {"a": "Vase"}, "2"
+    run(other, cache, name=names[1]), run(own, cache, name=names[0])
+    own.titles, own.at = {"a": "Lamp"}, "1"
+    run(own, cache, name=names[0])
+    assert current(cache, Plain)["Plain"] == {'[1,"a"]': b"lamp", '[12,"a"]': b"vase"}
+
+
 def test_what_groups_share_is_walked(cache: DeltaCache) -> None:
     own = Shop({"a": "Lamp"}, "1")
     run(own, cache, Seen)

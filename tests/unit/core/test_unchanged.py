@@ -13,6 +13,8 @@ import pytest
 from featurekit_spark.builder import FeatureBuilder, KeySet, Source
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
+from featurekit_spark.cache.overlay import OverlayCache
+from featurekit_spark.cache.promote import promote
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.session import Session
 from featurekit_spark.testing.fakes import MovingClock
@@ -280,3 +282,105 @@ def test_a_session_that_cannot_start_is_not_needed(tmp_path: Path) -> None:
     own.reads.clear()
     warm = Session(ShopContext(own), cache, engine="spark", spark=start)
     assert warm.run(Loud.over(Ids), shop="s").unchanged and not own.reads
+
+
+class FirstIds(Ids):
+    name = "FirstIds"
+
+    @dataclass(frozen=True)
+    class Config:
+        limit: int = 1
+
+    def build(self, inputs: Any, config: Any, context: Any) -> list[list[str]]:
+        return [sorted(context.shop.titles)[: config.limit]] * len(inputs)
+
+
+def test_another_config_of_a_key_set_is_another_run(cache: Any) -> None:
+    own = shop()
+    assert run(own, cache, Loud.over(FirstIds)).keys == 1
+    more = run(own, cache, Loud.over(FirstIds), configs={FirstIds: FirstIds.Config(2)})
+    assert more.keys == 2 and more.builders["Loud"].computed == 1
+
+
+def test_members_are_read_again_when_their_key_set_has_expired(cache: Any) -> None:
+    class BriefIds(Ids):
+        name = "BriefIds"
+        freshness = Freshness(ttl=timedelta(hours=1))
+
+        def snapshot_version(self, context: Any) -> str | None:
+            return None
+
+    own, clock = shop(), MovingClock()
+    assert run(own, cache, Loud.over(BriefIds), clock=clock).keys == 2
+    own.titles["c"] = "rug"
+    assert run(own, cache, Loud.over(BriefIds), clock=clock).keys == 2
+    clock.advance(hours=2)
+    assert run(own, cache, Loud.over(BriefIds), clock=clock).keys == 3
+
+
+class OneId(Ids):
+    name = "OneId"
+
+    def build(self, inputs: Any, config: Any, context: Any) -> list[list[str]]:
+        return [["a"]] * len(inputs)
+
+
+class Reference(Source[str]):
+    key, value, version, needs = ("shop", "id"), pa.string(), "1", ("shop",)
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return "always"
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return "b"
+
+
+class OwnTitle(Title):
+    name = "OwnTitle"
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return None
+
+    def scan(self, group: Any, config: Any, context: Any) -> Scan:
+        return Scan(Shop({"a": context.shop.titles["a"]}), "id", "title")
+
+
+class Pair(FeatureBuilder[str]):
+    """Of a title that a scan shows, and one that a value leads to."""
+
+    key, value, version = ("shop", "id"), pa.string(), "1"
+    deps = (OwnTitle, OwnTitle.on(id=Reference).named("there"))
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return inputs["OwnTitle"] + inputs["there"]
+
+
+def test_a_scan_says_nothing_of_what_a_value_led_to(cache: Any) -> None:
+    own = shop()
+    assert run(own, cache, Pair.over(OneId)).values("Pair") == {("s", "a"): "lampsofa"}
+    own.titles["b"] = "rug"
+    assert run(own, cache, Pair.over(OneId)).values("Pair") == {("s", "a"): "lamprug"}
+
+
+@pytest.mark.parametrize("at", [None, "1"])
+def test_a_request_in_between_leaves_no_mark(cache: Any, at: str | None) -> None:
+    own, target = shop(at=at), Quiet.over(ScannedIds)
+    run(own, cache, target)
+    own.titles["a"], own.at = "Urn", at and "2"
+    assert cache(Quiet).get(key=("s", "a"), context=ShopContext(own)) == "urn"
+    own.titles["a"], own.at = "lamp", at
+    run(own, cache, target)
+    current = {row["key"]: row["value"] for row in cache.newest("Quiet").to_pylist()}
+    assert current['["s","a"]'] == b"lamp"
+
+
+def test_runs_on_the_base_of_an_overlay_end_no_run_above(tmp_path: Path) -> None:
+    base, mine = DeltaCache(str(tmp_path / "base")), DeltaCache(str(tmp_path / "mine"))
+    over, own = OverlayCache(base, mine), shop()
+    run(own, over)
+    run(Shop({"a": "urn", "b": "sofa"}, "9"), base)
+    run(own, over)
+    assert {row["value"] for row in over.newest("Loud").to_pylist()} == {b"LAMP!", b"SOFA!"}
+    promote(mine, base)
+    run(Shop({"a": "urn", "b": "sofa"}, "9"), base)
+    assert {row["value"] for row in base.newest("Loud").to_pylist()} == {b"URN!", b"SOFA!"}

@@ -179,6 +179,13 @@ def test_counts_of_the_data(shop: Shop) -> None:
     assert outcome.quality == {"rows": 5, "kept": 0, "without_recommendations": 1}
 
 
+def test_counts_are_those_of_the_data_that_was_read(shop: Shop) -> None:
+    sink = ListSink()
+    shop.run(sink, quality=lambda: {"rows": 5})
+    again = shop.run(sink, quality=lambda: {"rows": 6})  # a row that was dropped, say
+    assert again.result.unchanged and again.quality["rows"] == 6
+
+
 def test_no_products(shop: Shop) -> None:
     shop.titles.clear()
     sink = ListSink()
