@@ -41,6 +41,7 @@ from featurekit_spark.paid.host_limits import HostLimiter, limits_folder
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter, Rates
 from featurekit_spark.paid.masking import MarkedFields, Masking, secret_values
 from featurekit_spark.paid.prices import Price, PriceTable
+from featurekit_spark.paid.redis_client import check_address
 from featurekit_spark.paid.redis_leases import RedisLeases
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
@@ -115,7 +116,7 @@ class Bootstrap:
     @cached_property
     def leases(self) -> RedisLeases | None:
         """By which jobs wait for each other's answers instead of paying for them, where they share a server."""
-        redis_url = self.settings.llm.redis_url
+        redis_url = self._redis_url()
         return None if redis_url is None else RedisLeases(redis_url)
 
     def get_feature_cache(self) -> FeatureCache:
@@ -202,10 +203,21 @@ class Bootstrap:
         """A model's calls per minute: shared through Redis where `llm.redis_url` is set, else by this machine."""
         rates = Rates(of.requests_per_minute, of.tokens_per_minute)
         name = digest("calls", of.base_url, of.model or "", of.api_key_env)
-        redis_url = self.settings.llm.redis_url
+        redis_url = self._redis_url()
         if redis_url is not None:
             return RedisLimiter(redis_url, name, rates)
         return LocalLimiter() if rates == Rates() else HostLimiter(limits_folder(), name, rates)
+
+    def _redis_url(self) -> str | None:
+        url = self.settings.llm.redis_url
+        if url is not None:
+            try:
+                check_address(url)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{self.settings.origin('llm.redis_url')}: llm.redis_url: {error}"
+                ) from error
+        return url
 
     def get_embedder(self) -> Embedder:
         """The configured embedder. ContextError, which says what to install, where its package is missing."""

@@ -302,6 +302,8 @@ class _MicroBatches:
                     held = await flight.take(row)
                 except Exception as error:  # nobody knows who else asks: no call is made
                     call.close()
+                    if isinstance(error, FeaturekitError):
+                        error.attempts = 0
                     return _built(error)
                 if held is None:
                     answered = False

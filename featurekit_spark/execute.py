@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from featurekit_spark import aio
 from featurekit_spark.builder import KeySet
 from featurekit_spark.cache.background import BackgroundAppends
 from featurekit_spark.check import Proofs
@@ -97,6 +98,7 @@ class Execution(Proofs):
         self.scanned: list[tuple[Any, str]] = []
         self.seconds: dict[str, float] = {}
         self._fingerprints: dict[tuple[str, ...], str] = {}
+        self._may_ask = False
 
     def run(self) -> None:
         """Carry out every stage. What a failed stage had made before it failed is committed."""
@@ -258,12 +260,20 @@ class Execution(Proofs):
             case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
                 pass
             case KeyedStage():
+                if stage.paid and self._wanted():
+                    self._check_leases()
                 self._run_keyed(stage)
             case GatherStage(builder, space) if self._wanted():
                 self.evaluator.resolve(builder, [self._group_key(space.key)])
                 commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
             case GatherStage():
                 pass
+
+    def _check_leases(self) -> None:
+        """Once, before the first call: without their server every key would wait for it, and fail."""
+        if self.job.flight is not None and not self._may_ask:
+            aio.run(self.job.flight.leases.check())
+            self._may_ask = True
 
     def _run_keyed(self, stage: KeyedStage) -> None:
         keys = self._keys(stage.space, all_members=self.regather and "gather" in stage.feeds)

@@ -42,9 +42,12 @@ class Leases(Protocol):
     def renew_s(self) -> float:
         """How often a lease has to be renewed."""
 
+    async def check(self) -> None:
+        """Raises ServiceError where nobody can be asked, ConfigError where nobody ever will be."""
+
     async def take(self, name: str, owner: str, *, instead_of: str | None = None) -> Held | None:
-        """None where the lease is `owner`'s from now on. `instead_of`: the mark of one that led to no answer. Raises
-        ServiceError where nobody can be asked."""
+        """None where the lease is `owner`'s from now on, or was already. `instead_of`: the mark of one that led to no
+        answer. Raises as `check`."""
 
     async def renew(self, names: Collection[str], owner: str) -> None:
         """Keep leases for another while."""

@@ -35,10 +35,13 @@ class LocalLeases:
     def renew_s(self) -> float:
         return self.lease_s / 3
 
+    async def check(self) -> None:
+        """It is there."""
+
     async def take(self, name: str, owner: str, *, instead_of: str | None = None) -> Held | None:
         with self._lock:
             mark, answered, until = self._held.get(name, ("", False, 0.0))
-            if mark and mark != instead_of and self.clock() < until:
+            if mark and mark not in (owner, instead_of) and self.clock() < until:
                 return Held(mark, answered)
             self._held[name] = (owner, False, self.clock() + self.lease_s)
             return None

@@ -18,10 +18,11 @@ __all__ = ["RedisLeases"]
 
 _HELD: Final = "asked by "
 _ANSWERED: Final = "answered by "
-# What a key holds is changed by its owner alone; whoever finds nothing, or what led to nothing, owns it.
+# What a key holds is changed by its owner alone; whoever finds nothing, or what led to nothing, owns it. One's own mark
+# is there where a reply was lost: redis-py sends the script again.
 _TAKE = """
 local held = redis.call('GET', KEYS[1])
-if held and held ~= ARGV[2] then return held end
+if held and held ~= ARGV[1] and held ~= ARGV[2] then return held end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return false
 """
@@ -48,6 +49,9 @@ class RedisLeases:
     @property
     def renew_s(self) -> float:
         return self.lease_s / 3
+
+    async def check(self) -> None:
+        await self._clients.check()
 
     async def take(self, name: str, owner: str, *, instead_of: str | None = None) -> Held | None:
         with self._clients.client() as client:

@@ -16,7 +16,14 @@ from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Generic, TypeVar, assert_never
 
-from featurekit_spark.errors import BudgetError, BuildError, FeaturekitError, ServiceError, UsageError
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    ConfigError,
+    FeaturekitError,
+    ServiceError,
+    UsageError,
+)
 from featurekit_spark.failures import FailureKind
 from featurekit_spark.paid.limits import RateLimiter
 
@@ -198,6 +205,9 @@ async def with_retries(
                 unasked.attempts = 0
                 raise unasked from None
             raise _told(what, failure, policy, f"; {refusal}") from failure
+        except ConfigError as error:  # the limiter's
+            error.attempts = number
+            raise
         number += 1
         start = clock.now()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import socket
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from featurekit_spark.cache.base import Entry
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.elsewhere import Elsewhere
 from featurekit_spark.double_payments import PaidTwice
-from featurekit_spark.errors import ServiceError
+from featurekit_spark.errors import ConfigError, ServiceError
 from featurekit_spark.flight import Held, Leases, SingleFlight
 from featurekit_spark.paid.leases import LocalLeases
 from featurekit_spark.paid.redis_leases import RedisLeases
@@ -87,6 +88,20 @@ def test_what_it_becomes(leases: Any, request: Any) -> None:
         assert (await one.take(what, "c", instead_of=known.mark)) not in (None, known), (
             "one asks in its place"
         )
+
+    aio.run(main())
+
+
+def test_a_reply_that_was_lost_is_asked_for_again(leases: Any, request: Any) -> None:
+    one, what = leases(), name(request)
+
+    async def main() -> None:
+        assert await one.take(what, "a") is None
+        assert await one.take(what, "a") is None, "it has it"
+        assert await one.take(what, "b") is not None
+        await one.end(what, "a", answered=True)
+        told = await one.take(what, "a")
+        assert told is not None and told.answered
 
     aio.run(main())
 
@@ -349,16 +364,40 @@ def test_a_lease_that_ended_is_no_reason_to_ask_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.redis
-def test_a_server_that_does_not_answer_is_an_error_before_the_call(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_ends_the_run_before_any_call(tmp_path: Path) -> None:
     with redis_server() as url:
-        pass
+        cache, first = DeltaCache(str(tmp_path)), RedisLeases(url)
+        assert run(cache, World(), "a", first).status == "ok"
+        aio.run(first.aclose())
     world, shared = World(), RedisLeases(url, timeout_s=0.2)
-    result = run(DeltaCache(str(tmp_path)), world, "a", shared)
-    aio.run(shared.aclose())
-    assert result.status == "partial" and not world.asked
-    assert "leases of paid calls in Redis at 127.0.0.1" in next(iter(result.errors.values()))
+    with pytest.raises(ServiceError, match="leases of paid calls in Redis at 127.0.0.1.*Is it running"):
+        run(cache, world, "b", shared)
+    assert not world.asked
+    assert "error" not in set(cache.history("Ask")["status"].to_pylist())
     with pytest.raises(ServiceError, match="Is it running"):
         aio.run(shared.take("x", "y"))
+    aio.run(shared.aclose())
+    assert run(cache, World(), "a", shared).unchanged, "nobody has to be asked"
+
+
+@pytest.mark.redis
+def test_a_server_that_hangs_is_waited_for_once(tmp_path: Path) -> None:
+    """It takes connections, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        world = World()
+        shared = RedisLeases(f"redis://127.0.0.1:{server.getsockname()[1]}/0", timeout_s=0.5)
+        start = time.monotonic()
+        with pytest.raises(ServiceError, match="leases of paid calls"):
+            run(DeltaCache(str(tmp_path)), world, "a", shared)
+    assert not world.asked and time.monotonic() - start < 10
+
+
+@pytest.mark.redis
+def test_a_user_who_is_refused_is_told_before_any_call(redis_url: str, tmp_path: Path) -> None:
+    world, shared = World(), RedisLeases(redis_url.replace("redis://", "redis://nobody:wrong@"))
+    with pytest.raises(ConfigError, match="refused the user"):
+        run(DeltaCache(str(tmp_path)), world, "a", shared)
+    assert not world.asked
 
 
 @pytest.mark.redis
@@ -377,6 +416,8 @@ def test_no_answer_is_lost_with_the_server(tmp_path: Path, caplog: Any) -> None:
     assert "leases of Ask cannot be kept" in caplog.text
     answers = [row for row in cache.history("Ask").to_pylist() if row["status"] == "ok"]
     assert len(answers) == sum(world.asked.values())
+    failed = [row["error"] for row in cache.history("Ask").to_pylist() if row["status"] == "error"]
+    assert failed and all("[retryable, 0 attempts]" in error for error in failed)
 
 
 def test_leases_travel_without_their_connections(redis_url: str) -> None:

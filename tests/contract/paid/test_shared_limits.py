@@ -147,5 +147,5 @@ class TestRedis:
         limiter = RedisLimiter("redis://127.0.0.1:9/0", "m", Rates(600))
         with pytest.raises(ServiceError, match=r"127.0.0.1:9 cannot be asked"):
             run(limiter, limiter.acquire)
-        with pytest.raises(ConfigError, match="redis://host:6379/0"):
-            asyncio.run(RedisLimiter("http://x", "m", Rates(600)).acquire())
+        with pytest.raises(ConfigError, match="redis://:password@host:6379/0"):
+            RedisLimiter("http://x", "m", Rates(600))

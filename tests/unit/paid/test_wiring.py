@@ -62,6 +62,46 @@ def test_jobs_that_share_redis_share_leases() -> None:
         bootstrap.close()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:12pa#ss@h/0",
+        "redis://:12pa/ss@h/0",
+        "redis://:12/4455@h/0",
+        "redis://user:1244?ss@h/0",
+        "redis://:1244?ss=5@h/0",
+        "redis://h:port/0",
+        "redis://h/recommendations",
+        "redis://h/0?socket_timeout=12pa",
+        "redis://h/0?12pa=1",
+        "redis://h..x/0",
+    ],
+)
+def test_a_redis_address_that_cannot_be_read_is_refused_and_not_shown(url: str) -> None:
+    given = ["product_db.path=catalogs", f"llm.redis_url={url}"]
+    settings = load_settings(merchant="abt", market="US", environ={}, overrides=given)
+    bootstrap = Bootstrap(settings, merchant="abt", market="US")
+    for made in (lambda: chat(given[1]), bootstrap.get_session, lambda: RedisLeases(url)):
+        with pytest.raises(ConfigError, match="cannot be read, and is not shown") as refused:
+            made()
+        assert not any(part in str(refused.value) for part in ("12", "pa#", "44", "ss@", "recomm"))
+    bootstrap.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "redis://h:1/2",
+        "rediss://u:p%23%40@h/",
+        "redis://[::1]:6379/0?db=1",
+        "unix:///tmp/a@b.sock?db=1",
+    ],
+)
+def test_a_redis_address(url: str) -> None:
+    assert RedisLeases(url).url == url
+
+
 def test_time_and_attempts() -> None:
     made = chat("llm.timeout_s=5", "llm.deadline_s=20", "llm.attempts=2")
     assert made.policy == RetryPolicy(attempts=2, timeout_s=5, deadline_s=20)
