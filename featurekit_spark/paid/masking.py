@@ -5,6 +5,7 @@ Pure functions of text. Knows how a prompt template reads, and nothing of prompt
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -113,9 +114,25 @@ def _of(value: str) -> re.Pattern[str]:
 
 
 def _as_words(form: str) -> str:
-    before = r"(?<!\w)" if re.match(r"\w", form) else ""
+    # In JSON the letter before it may be the end of an escape.
+    before = r"(?:(?<!\w)|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))" if re.match(r"\w", form) else ""
     after = r"(?!\w)" if re.search(r"\w\Z", form) else ""
-    return f"{before}{re.escape(form)}{after}"
+    return f"{before}{''.join(map(_character, form))}{after}"
+
+
+def _character(char: str) -> str:
+    """One character as it stands in a text, or escaped in JSON, as encoders like it."""
+    if char == " " or (char.isascii() and char.isalnum()):
+        return char
+    escaped = {
+        json.dumps(char)[1:-1],
+        json.dumps(char, ensure_ascii=False)[1:-1],
+        f"\\{char}" * (char == "/"),
+    }
+    if char.isascii():
+        escaped.add(f"\\u{ord(char):04x}")
+    forms = sorted(map(re.escape, escaped - {"", char}), key=len, reverse=True)
+    return f"(?:{'|'.join([*forms, re.escape(char)])})"
 
 
 def _hidden(text: str) -> str:

@@ -70,6 +70,24 @@ def test_a_marked_field_is_not_in_prompt_or_answer(name: str, story: str) -> Non
         assert answer is not None and not answer.startswith(f"Dear {name.upper()} ,")
 
 
+@given(
+    st.text(st.sampled_from("ab \"\\\n\r\t\x01/'<&éß日😀"), max_size=12).map("Ada{}Love".format),
+    st.sampled_from([" ", "\n", "\t", "\r", '"', "(", "\né\n", "\\", "/", "…"]),
+    st.booleans(),
+)
+@example('Ada "A" Love', " ", False)
+@example("Ada Love", "\n", True)
+def test_a_marked_field_is_not_in_a_json_answer(name: str, beside: str, ascii_only: bool) -> None:
+    masking = Masking(MarkedFields("a gift for {name}", frozenset({"name"})), contacts=False)
+
+    def answered(who: str) -> str:
+        return json.dumps({"who": f"dear{beside}{who}{beside}x"}, ensure_ascii=ascii_only)
+
+    for answer in (answered(name), answered(name).replace("/", "\\/").replace("<", "\\u003C")):
+        _, shown = masking.call(f"a gift for {name}", answer)
+        assert shown is not None and json.loads(shown) == json.loads(answered("[name]"))
+
+
 @given(WORDS, WORDS)
 def test_a_field_is_never_shown_in_part(one: str, other: str) -> None:
     """Where a prompt can be read in two ways, none of it is shown."""
