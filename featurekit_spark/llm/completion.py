@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder, Metered
 from featurekit_spark.costs import Expected, Pricing
-from featurekit_spark.errors import ContextError
+from featurekit_spark.errors import BuildError, ContextError
 
 __all__ = ["LIST_INSTRUCTION", "LLMCompletion", "RequestPricing"]
 
@@ -28,7 +28,8 @@ class LLMCompletion(FeatureBuilder[str]):
     """prompt -> the model's answer, by `context.llm`. The user message is the prompt, byte for byte.
 
     Paid: an answer is kept until a refresh is asked for. Its config is the request's identity, so another
-    model, temperature or system message pays again.
+    model, temperature or system message pays again. An answer that was cut off is an error of its key, its text kept
+    beside it.
     """
 
     key = ("prompt",)
@@ -75,6 +76,14 @@ class LLMCompletion(FeatureBuilder[str]):
             temperature=config.temperature,
             max_tokens=config.max_tokens,
         )
+        if answer.finish_reason == "length":
+            limit = "not set" if config.max_tokens is None else config.max_tokens
+            cut = BuildError(
+                f"the answer was cut off after {answer.completion_tokens} tokens; raise llm.max_tokens, which is "
+                f"{limit}: with another one it is asked again. What the model said is kept with the entry."
+            ).with_cost(answer.tokens, answer.usd)
+            cut.answer = answer.text
+            raise cut
         return Metered(answer.text, answer.tokens, answer.usd, answer.estimated_tokens)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from featurekit_spark.builder import Metered, bind
+from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.context import Context
+from featurekit_spark.controller import Controller, Feature
 from featurekit_spark.errors import ContextError, UsageError
 from featurekit_spark.llm import OFFLINE_NOTICE, ChatModel, Completion, LLMCompletion, OfflineLLM
 
@@ -61,6 +63,31 @@ def test_the_request_is_the_config_and_the_prompt_as_it_is() -> None:
     assert value == Metered("answer", 7, 0.25)
     system = LLMCompletion.Config("x").system
     assert model.calls == [(" p\n", {"system": system, "temperature": 0.5, "max_tokens": 9})]
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+def test_an_answer_that_was_cut_off_is_an_error_and_kept(limit: int | None) -> None:
+    class Short(Recorder):
+        async def complete(self, prompt: str, **options: Any) -> Completion:
+            whole = await super().complete(prompt, **options)
+            return replace(
+                whole, text="1. a de", finish_reason="length" if options["max_tokens"] == limit else "stop"
+            )
+
+    model, cache = Short(), MemoryCache()
+
+    def asked(max_tokens: int | None) -> Feature[str]:
+        context = Context(llm=model, merchant_config={"max_tokens": max_tokens})
+        return Controller(context, cache).get(LLMCompletion, ("p",))
+
+    cut = asked(limit)
+    assert cut.error is not None
+    assert "[terminal, 1 attempt] the answer was cut off after 2 tokens; raise llm.max_tokens" in cut.error
+    (row,) = cache.history("LLMCompletion").to_pylist()
+    assert (row["value"], row["tokens"], row["usd"], row["status"]) == (b"1. a de", 7, 0.25, "error")
+    assert asked(limit).error == cut.error
+    assert len(model.calls) == 1, "asked once under one identity"
+    assert asked(20).value == "1. a de"
 
 
 def test_everything_in_a_request_is_part_of_its_identity() -> None:
