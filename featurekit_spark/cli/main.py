@@ -108,7 +108,10 @@ def run_command(
     ] = None,
     no_new_calls: Annotated[
         bool,
-        typer.Option("--no-new-calls", help="Answer from what was paid for, or say what is missing and end."),
+        typer.Option(
+            "--no-new-calls",
+            help="Answer from what was paid for, or say what is missing and end with exit code 6.",
+        ),
     ] = False,
 ) -> Answer | None:
     """Run the logic builders of one merchant and market, and publish their recommendations.

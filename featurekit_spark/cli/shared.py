@@ -180,9 +180,15 @@ def answering(command: Callable[Concatenate[O, P], Answer | None]) -> Callable[.
             if answer is not None:
                 _print(answer, options.output)
 
+    called.__doc__ = _paragraphs(command.__doc__ or "")
     called.__signature__ = inspect.Signature([*required, *mine, *others])  # type: ignore[attr-defined]
     called.__annotations__ = {option.name: option.annotation for option in (*required, *mine, *others)}
     return called
+
+
+def _paragraphs(text: str) -> str:
+    """Each paragraph on a line of its own: --help breaks lines by the terminal's width, and keeps those it finds."""
+    return "\n\n".join(" ".join(lines.split()) for lines in inspect.cleandoc(text).split("\n\n"))
 
 
 def command_app(name: str, help: str) -> typer.Typer:  # noqa: A002 - typer's own name for it

@@ -46,6 +46,23 @@ def test_help_of_every_command(path: tuple[str, ...]) -> None:
     assert silent == [], "every option says what it does"
 
 
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_lines_of_help_end_where_the_terminal_does(path: tuple[str, ...]) -> None:
+    """Not where those of the source did."""
+    command = dict(commands())[path]
+    for paragraph in (command.help or "").split("\n\n"):
+        assert "\n" not in paragraph
+        assert paragraph.count("Example:") == paragraph.startswith("Example:"), "on a line of its own"
+
+
+def test_help_at_80_columns() -> None:
+    shown = CliRunner().invoke(app, ["retry", "--help"], env={"COLUMNS": "80"}).stdout
+    lines = [line.strip() for line in shown.splitlines()]
+    assert "failed to answer (retryable, quota) by every one. It is a run like any other:" in lines
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "say what is missing and end with exit code 6." in _unwrapped(shown)
+
+
 @pytest.mark.parametrize(
     ("shell", "said"), [("bash", "complete -o default -F"), ("zsh", "#compdef"), ("fish", "complete")]
 )
