@@ -47,18 +47,24 @@ def chat_reply(text: str | None = "hello", **message: Any) -> dict[str, Any]:
 
 @dataclass
 class ChatServer:
-    """Answers come from `script` in turn, then from `answer(prompt)`; `delay_s` holds each of them back."""
+    """Answers come from `script` in turn, then from `answer(prompt)`; `delay_s` holds each of them back. `cut`: prompts
+    whose answers end by `max_tokens`."""
 
     url: str = ""
     answer: Callable[[str], str] = lambda prompt: "hello"
     script: list[tuple[int, dict[str, str], Any]] = field(default_factory=list)
     delay_s: float = 0.0
+    cut: frozenset[str] = frozenset()
     requests: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
     lock: Any = field(default_factory=threading.Lock)
     batches: BatchDepartment = field(default_factory=BatchDepartment)
+
+    def reply(self, prompt: str) -> dict[str, Any]:
+        """The body of the answer to a prompt."""
+        return chat_reply(self.answer(prompt), finish_reason="length" if prompt in self.cut else "stop")
 
     def then(self, status: int, body: Any, **headers: str) -> ChatServer:
         """Answer one more request so; underscores in header names stand for dashes."""
@@ -81,7 +87,7 @@ def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) ->
     chat = ChatServer() if answer is None else ChatServer(answer=answer)
 
     def of_a_line(request: dict[str, Any]) -> tuple[int, Any]:
-        return 200, chat_reply(chat.answer(request["messages"][-1]["content"]))
+        return 200, chat.reply(request["messages"][-1]["content"])
 
     class Handler(JsonHandler):
         def do_GET(self) -> None:
@@ -114,7 +120,7 @@ def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) ->
                 chat.most_in_flight = max(chat.most_in_flight, chat.in_flight)
                 scripted = chat.script.pop(0) if chat.script else None
             prompt = body["messages"][-1]["content"]
-            status, headers, reply = scripted or (200, {}, chat_reply(chat.answer(prompt)))
+            status, headers, reply = scripted or (200, {}, chat.reply(prompt))
             if chat.delay_s:
                 time.sleep(chat.delay_s)
             with chat.lock:

@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from featurekit_spark.errors import BudgetError, BuildError, FeaturekitError, ServiceError, UsageError
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    ConfigError,
+    FeaturekitError,
+    ServiceError,
+    UsageError,
+)
 from featurekit_spark.failures import kind_of, unasked
 from featurekit_spark.paid.limits import LocalLimiter, Rates
 from featurekit_spark.paid.retry import (
@@ -351,3 +358,22 @@ def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | 
 def test_a_policy_that_allows_nothing(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be positive"):
         RetryPolicy(**wrong)
+
+
+def test_where_a_limiter_cannot_be_asked_no_attempt_is_told() -> None:
+    """A server of limits that refuses the user."""
+
+    class Refusing(LocalLimiter):
+        async def acquire(self, requests: int = 1, tokens: int = 0) -> None:
+            raise ConfigError("Redis at h refused the user")
+
+    service = Service(iter([]))
+
+    async def main() -> None:
+        caller = Caller(RetryPolicy())
+        caller.limiter = Refusing()
+        await caller(service)
+
+    with pytest.raises(ConfigError) as refused:
+        virtual_run(main())
+    assert refused.value.attempts == 0 and not service.times
