@@ -30,8 +30,9 @@ class Deferring(Protocol):
     def opened(self, run_id: str) -> AbstractContextManager[None]:
         """For the length of a run, or of a part of it. What was answered meanwhile is in the cache when it ends."""
 
-    def collect(self) -> Mapping[str, Sequence[str]]:
-        """Look what came of earlier runs: the prompts that have an answer, by the run that asked."""
+    def taking_in(self, run_id: str) -> AbstractContextManager[Mapping[str, Sequence[str]]]:
+        """As `opened`, with what came of earlier runs: the prompts that have an answer, by the run that asked. No other
+        run is given them meanwhile."""
 
     def recalling(self) -> AbstractContextManager[None]:
         """Meanwhile nothing is handed in, and no error is told: answers that came are given."""
@@ -58,8 +59,8 @@ def take_in_answers(graph: Graph, job: Job) -> None:
     those runs' names. What no builder of this graph asks for stays where it is, for a run whose builder does.
     """
     for client in deferring(graph, job.context):
-        with client.opened(job.run_id):
-            for run_id, prompts in client.collect().items():
+        with client.taking_in(job.run_id) as answered:
+            for run_id, prompts in answered.items():
                 for builder in graph:
                     asks = builder.paid and builder.key == _ASKED_BY and not job.bindings[builder].deps
                     if asks and client in deferring([builder], job.context):

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from featurekit_spark.errors import ConfigError, known_names
@@ -49,6 +57,20 @@ _SECRET_IN_QUERY = re.compile(
     r"([?&][^=&\s]*(?:password|secret|token|key|sig|signature|credential)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
 )
 
+
+def _without_user(url: str) -> str:
+    if "@" in url:  # it is a rare one that needs this import
+        from featurekit_spark.paid.openai_protocol import holds_a_password
+
+        if holds_a_password(url):
+            raise PydanticCustomError(
+                "needs",
+                "names a user (user:password@host), which calls with an API key cannot have; leave it out, and put "
+                "what the server takes as key into the variable that api_key_env names",
+            )
+    return url
+
+
 # Numbers are strict: without it pydantic reads "8" and true as integers.
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -57,6 +79,7 @@ Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Url = Annotated[Text, AfterValidator(_without_user)]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 
 
@@ -167,7 +190,7 @@ class EmbedderSettings(_Section):
     model: Text | None = None
     revision: Text | None = None
     prefix: str | None = None
-    base_url: Text = "https://api.openai.com/v1"
+    base_url: Url = "https://api.openai.com/v1"
     api_key_env: EnvName = "OPENAI_API_KEY"
     send_dim: Annotated[bool, Field(strict=True)] = True
     batch_size: Count = 128
@@ -257,7 +280,7 @@ class LLMSettings(_Section):
     """
 
     provider: Literal["offline", "openai"] = "offline"
-    base_url: Text = "https://api.openai.com/v1"
+    base_url: Url = "https://api.openai.com/v1"
     model: Text | None = None
     api_key_env: EnvName = "OPENAI_API_KEY"
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = 0.0

@@ -23,7 +23,7 @@ from featurekit_spark.embed.openai_answers import Answer, answer_of
 from featurekit_spark.errors import BuildError, ContextError, UsageError
 from featurekit_spark.failures import of_others
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
-from featurekit_spark.paid.openai_protocol import Line, copied, judged, received
+from featurekit_spark.paid.openai_protocol import Line, blames_request, copied, judged, received, server_url
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import RetryPolicy, Sign, failure_of, with_retries
 from featurekit_spark.paid.tokens import count_tokens
@@ -70,7 +70,7 @@ class OpenAIEmbedder:
             raise UsageError(
                 f"dim, batch_size and requests must be positive, found {dim!r}, {batch_size!r}, {requests!r}"
             )
-        self.base_url = base_url.rstrip("/")
+        self.base_url = server_url(base_url)
         self.model, self.dim, self.prefix = model, dim, prefix
         self.send_dim, self.encoding = send_dim, encoding
         self.api_key_env, self.price = api_key_env, price
@@ -173,7 +173,7 @@ class OpenAIEmbedder:
         async with line.free:
             called = await with_retries(
                 once,
-                lambda error: judged(error, line.clock, blames_request=_OF_ONE_TEXT.__contains__),
+                lambda error: judged(error, line.clock, blames=_blames_a_text),
                 what=f"{self.model} at {self.base_url}",
                 limiter=self.limiter,
                 breaker=line.breaker,
@@ -216,6 +216,10 @@ class OpenAIEmbedder:
 
     def _state(self) -> tuple[tuple[str, Any], ...]:
         return tuple((name, value) for name, value in self.__dict__.items() if name != "_lines")
+
+
+def _blames_a_text(status: int, code: object) -> bool:
+    return status in _OF_ONE_TEXT and blames_request(status, code)
 
 
 class _Line(Line):

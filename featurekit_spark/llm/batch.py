@@ -126,9 +126,15 @@ class OpenAIBatch:
         finally:
             self._recalls = False
 
-    def collect(self) -> dict[str, list[str]]:
-        """Look what came of earlier runs: prompts with an answer, by the run that asked."""
-        self.desk.collect(self._run_id or "nobody's")
+    @contextmanager
+    def taking_in(self, run_id: str) -> Iterator[dict[str, list[str]]]:
+        """As `opened`, with what came of earlier runs: prompts with an answer, by the run that asked. Other runs wait
+        meanwhile: an answer that two took in would be two entries."""
+        with self.desk.records.locked(run_id), self.opened(run_id):
+            self.desk.collect(run_id)
+            yield self._answered_before()
+
+    def _answered_before(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for custom_id, line in self.desk.answers.items():
             if line.body is not None:
@@ -227,7 +233,7 @@ class OpenAIBatch:
                 if failure is None:
                     future.set_result(found.get(custom_id))
                 else:
-                    future.set_exception(type(failure)(str(failure)))
+                    future.set_exception(_for_one(failure))
 
     def _ask(self, asked: dict[str, dict[str, Any]], run_id: str) -> dict[str, Line]:
         ended = self._ended  # this run's: the next one has another
@@ -281,5 +287,16 @@ class OpenAIBatch:
                 error = BuildError(told)
             case FailureKind.QUOTA:
                 error = BudgetError(told)
-        error.__cause__ = failure or CallFailure(line.message, kind, Sign.WORKS)
+        error.blames_request = line.blames_request
+        sign = Sign.WORKS if line.blames_request else Sign.BROKEN
+        error.__cause__ = failure or CallFailure(line.message, kind, sign)
         return error
+
+
+def _for_one(failure: FeaturekitError) -> FeaturekitError:
+    """What failed for all requests of a turn, for one of them: it was not asked."""
+    error = type(failure)(str(failure))
+    error.blames_request, error.__cause__ = failure.blames_request, failure.__cause__
+    if not isinstance(failure, AnswersPendingError):
+        error.attempts = 0
+    return error

@@ -95,11 +95,11 @@ class BatchDesk:
         with self.records.locked(run_id):
             tags = {self._of.pop(own).tag for own in custom_ids if self.answers.pop(own, None) is not None}
             for tag in tags:
-                left = [
-                    text
-                    for text in self.records.answers(tag)
-                    if Line.from_json(text).custom_id not in custom_ids
-                ]
+                try:
+                    texts = self.records.answers(tag)
+                except FileNotFoundError:  # without locks (object stores) another run may have been here
+                    texts = []
+                left = [text for text in texts if Line.from_json(text).custom_id not in custom_ids]
                 if left:
                     self.records.put_answers(tag, left)
                 else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +56,7 @@ class BatchRecords:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._held_by: int | None = None
 
     @property
     def can_lock(self) -> bool:
@@ -63,13 +65,17 @@ class BatchRecords:
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[None]:
-        """Keep other processes from handing in, and from taking in."""
-        path = local_path(self.folder)
-        if path is None:
+        """Keep other processes and threads from handing in, and from taking in. Whoever holds it may ask again."""
+        path, me = local_path(self.folder), threading.get_ident()
+        if path is None or self._held_by == me:
             yield
             return
         with file_lock(path / ".lock", timeout_s=_LOCK_S, owner=f"batches of run {run_id}"):
-            yield
+            self._held_by = me
+            try:
+                yield
+            finally:
+                self._held_by = None
 
     def all(self, identity: str) -> list[Submission]:
         """The submissions of one model, in order of their names. Leftovers of forgotten ones are removed."""

@@ -22,7 +22,15 @@ from featurekit_spark.costs import Expected
 from featurekit_spark.errors import UsageError
 from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
-from featurekit_spark.paid.openai_protocol import Line, copied, final, judged, received, unclear
+from featurekit_spark.paid.openai_protocol import (
+    Line,
+    copied,
+    final,
+    judged,
+    received,
+    server_url,
+    unclear,
+)
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import RetryPolicy, with_retries
 from featurekit_spark.paid.usage import expected_cost, usage_of
@@ -34,7 +42,6 @@ __all__ = ["OpenAIChat"]
 
 _log = logging.getLogger(__name__)
 
-_OF_NOBODY = frozenset({401, 403, 404})  # no prompt gets an answer with this key, or from this address
 _FIRST_GUESS = 256
 
 
@@ -64,7 +71,7 @@ class OpenAIChat:
     ) -> None:
         if concurrency < 1:
             raise UsageError(f"concurrency must be positive, found {concurrency!r}")
-        self.base_url = base_url.rstrip("/")
+        self.base_url = server_url(base_url)
         self.model = model
         self.api_key_env = api_key_env
         self.concurrency = concurrency
@@ -120,9 +127,7 @@ class OpenAIChat:
             )
             called = await with_retries(
                 lambda: self._attempt(line, request),
-                lambda error: judged(
-                    error, line.clock, blames_request=lambda status: status not in _OF_NOBODY
-                ),
+                lambda error: judged(error, line.clock),
                 what=f"{self.model} at {self.base_url}",
                 limiter=self.limiter,
                 breaker=line.breaker,

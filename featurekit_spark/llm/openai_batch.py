@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from featurekit_spark.errors import BuildError, ContextError
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.paid.limits import LocalLimiter
-from featurekit_spark.paid.openai_protocol import judged
+from featurekit_spark.paid.openai_protocol import blames_request, judged, no_quota
 from featurekit_spark.paid.retry import Breaker, Clock, FailureKind, RetryPolicy, failure_of, with_retries
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _TAG: Final = "featurekit"
 _ENDPOINT: Final = "/v1/chat/completions"
 _NO_BATCHES: Final = frozenset({404, 405, 501})
 _AHEAD_S: Final = 3600.0  # by how much the provider's clock may be behind ours
-_NO_QUOTA: Final = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
 class Progress(Enum):
@@ -72,12 +71,14 @@ class BatchState:
 
 @dataclass(frozen=True)
 class Line:
-    """What became of one request: the body of its answer, or why there is none."""
+    """What became of one request: the body of its answer, or why there is none. `blames_request`: the request is at
+    fault for that, and not key, model or address."""
 
     custom_id: str
     body: str | None = None
     kind: FailureKind | None = None
     message: str = ""
+    blames_request: bool = True
 
     def to_json(self) -> str:
         kind = None if self.kind is None else self.kind.value
@@ -183,7 +184,7 @@ class BatchClient:
         try:
             called = await with_retries(
                 attempt,
-                lambda error: judged(error, self.clock, blames_request=lambda status: True),
+                lambda error: judged(error, self.clock, blames=lambda status, code: True),
                 what=f"{what} at {self.chat.base_url}",
                 limiter=LocalLimiter(),
                 breaker=self._breaker,
@@ -243,11 +244,11 @@ def _lines(content: bytes) -> Iterator[Line]:
         error = error or (isinstance(body, Mapping) and body.get("error")) or {}
         code, message = str(error.get("code") or ""), str(error.get("message") or "no message")[:300]
         said = f"status {status}: {message}" if status else f"{code or 'error'}: {message}"
-        yield Line(custom_id, None, _kind(status, code), said)
+        yield Line(custom_id, None, _kind(status, code), said, blames_request(status, code))
 
 
 def _kind(status: int | None, code: str) -> FailureKind:
-    if code in _NO_QUOTA or status == 402:
+    if no_quota(status, code):
         return FailureKind.QUOTA
     if status is None or status in (408, 409, 429) or status >= 500:  # without a status: expired or cancelled
         return FailureKind.RETRYABLE
@@ -261,6 +262,7 @@ def _unanswered(custom_id: str, number: int, state: BatchState) -> Line:
     said = f"batch {state.batch_id} {state.progress.value}" + (
         f", {code}: {message[:300]}" if message else ""
     )
-    if code in _NO_QUOTA:
+    if no_quota(None, code):
         return Line(custom_id, None, FailureKind.QUOTA, said)
-    return Line(custom_id, None, FailureKind.TERMINAL if own else FailureKind.RETRYABLE, said)
+    kind = FailureKind.TERMINAL if own else FailureKind.RETRYABLE
+    return Line(custom_id, None, kind, said, blames_request(None, code))

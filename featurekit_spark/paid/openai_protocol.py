@@ -7,7 +7,9 @@ Knows the SDK, its errors, and clients of any kind; what is asked and what an an
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -15,16 +17,33 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from featurekit_spark.errors import ContextError
+from featurekit_spark.errors import ContextError, UsageError
 from featurekit_spark.paid.retry import Breaker, CallFailure, Clock, FailureKind, Sign, retry_after
 
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["Line", "api_key", "copied", "final", "judged", "received", "unclear"]
+__all__ = [
+    "Line",
+    "api_key",
+    "blames_request",
+    "copied",
+    "final",
+    "holds_a_password",
+    "judged",
+    "no_quota",
+    "received",
+    "server_url",
+    "unclear",
+]
 
 State = tuple[tuple[str, Any], ...]
 _TRIED_AGAIN = frozenset({408, 409})  # beside 429, and all from 500
+_OF_NOBODY = frozenset({401, 403, 404})  # no request gets an answer with this key, or from this address
+_OF_NOBODY_BY_CODE = frozenset({"invalid_api_key", "model_not_found"})
+_NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+# A password may hold what ends the host of a URL; after the colon of a host there is a number.
+_USER = re.compile(r"://([^/]*@|[^/@]*:(?!\d+/)[^@]*@)")
 
 
 class Line:
@@ -56,7 +75,11 @@ class Line:
 
     async def ask(self, request: Mapping[str, Any]) -> bytes:
         """The bare response: making the SDK's models of it takes as long as all the rest."""
-        answer = await self.client.post(self._path, body=request, cast_to=self._bare)
+        try:
+            answer = await self.client.post(self._path, body=request, cast_to=self._bare)
+        except (ValueError, TypeError):
+            _refuse_unsendable(request)
+            raise
         return answer.content
 
     async def aclose(self) -> None:
@@ -83,9 +106,21 @@ def final(message: str) -> CallFailure:
     return CallFailure(message, FailureKind.TERMINAL, Sign.WORKS)
 
 
-def judged(error: Exception, clock: Clock, *, blames_request: Callable[[int], bool]) -> CallFailure:
-    """What an attempt's failure means. `blames_request`: whether a status that is not worth another attempt is the
-    fault of this one request, and not of key, model or address."""
+def blames_request(status: int | None, code: object) -> bool:
+    """Whether a refusal is the fault of this one request, and not of key, model or address."""
+    return status not in _OF_NOBODY and str(code) not in _OF_NOBODY_BY_CODE
+
+
+def no_quota(status: int | None, code: object) -> bool:
+    """Whether somebody has to pay before anything is answered."""
+    return status == 402 or str(code) in _NO_QUOTA
+
+
+def judged(
+    error: Exception, clock: Clock, *, blames: Callable[[int, object], bool] = blames_request
+) -> CallFailure:
+    """What an attempt's failure means. `blames`: whether a status and code that are not worth another attempt are the
+    fault of this one request."""
     import openai
 
     match error:
@@ -93,7 +128,7 @@ def judged(error: Exception, clock: Clock, *, blames_request: Callable[[int], bo
             said = f"status {error.status_code}: {error.message[:300]}"
             wait = retry_after(error.response.headers, clock)
             status = error.status_code
-            if error.code == "insufficient_quota" or status == 402:
+            if no_quota(status, error.code):
                 return CallFailure(f"no quota left ({said})", FailureKind.QUOTA, Sign.BUSY)
             if status == 429:
                 return CallFailure(said, FailureKind.RETRYABLE, Sign.BUSY, retry_after_s=wait)
@@ -101,22 +136,50 @@ def judged(error: Exception, clock: Clock, *, blames_request: Callable[[int], bo
                 return CallFailure(said, FailureKind.RETRYABLE, Sign.BROKEN, retry_after_s=wait)
             return (
                 final(said)
-                if blames_request(status)
+                if blames(status, error.code)
                 else CallFailure(said, FailureKind.TERMINAL, Sign.BROKEN)
             )
-        case ValueError() | TypeError():  # half of a surrogate pair, say
-            return final(f"the request cannot be sent: {type(error).__name__}: {error}")
+        case ValueError() | TypeError():  # no fault of the body, which `ask` blames itself
+            said = f"the request cannot be sent: {type(error).__name__}: {error}"
+            return CallFailure(said, FailureKind.TERMINAL, Sign.BROKEN)
         case _:  # a lost connection
             return unclear(f"{type(error).__name__}: {error}")
 
 
+def _refuse_unsendable(request: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError) as error:  # half of a surrogate pair, say
+        raise final(f"the request cannot be sent: {type(error).__name__}: {error}") from error
+
+
+def holds_a_password(base_url: str) -> bool:
+    """Whether a URL names a user, and maybe its password."""
+    return _USER.search(base_url) is not None
+
+
+def server_url(base_url: str) -> str:
+    """The URL as requests begin with it. UsageError for one with a user: calls have a key, and errors show the URL."""
+    if holds_a_password(base_url):
+        raise UsageError(
+            "base_url names a user (user:password@host), which calls with an API key cannot have: leave it out, and "
+            "put what the server takes as key into the variable that api_key_env names."
+        )
+    return base_url.rstrip("/")
+
+
 def api_key(variable: str, *, what: str) -> str:
-    """The key that the environment holds now; ContextError where it holds none."""
+    """The key that the environment holds now; ContextError where it holds none, or what cannot be one."""
     key = os.environ.get(variable)
     if not key:
         raise ContextError(
             f"the environment variable {variable} is not set, but {what} takes its API key from it. Set it (to any "
             "text if none is needed)."
+        )
+    if not (key.isascii() and key.isprintable()):  # an error about the header would quote it
+        raise ContextError(
+            f"what the environment variable {variable} holds is no API key for {what}: it has line breaks or letters "
+            "beyond ASCII. Set it again, without a line break at its end and without quotes that an editor made."
         )
     return key
 

@@ -138,6 +138,8 @@ def test_a_market_below_a_variable_keeps_its_case() -> None:
         ("product_db.dimensions={US: {price_list: 7}}", "product_db.dimensions.US.price_list: "),
         ("product_db.dimensions={1: {a: b}}", "product_db.dimensions.1: the key is 1 (int); put quotes"),
         ("llm=offline", "llm: should be a mapping with keys among provider"),
+        ("llm.base_url=https://u:p@h/v1", "--set llm.base_url: names a user (user:password@host)"),
+        ("embedder.base_url=https://u:p@h/v1", "--set embedder.base_url: names a user (user:password@host)"),
         ("llm.provider=openai", "llm: needs a model when provider is 'openai'"),
         (
             "embedder.provider=word2vec",
@@ -253,6 +255,8 @@ def test_secrets_are_not_shown() -> None:
         "llm.api_key=s3cret",
         "llm.api_key_env=sk-s3cret",
         "sinks=[{kind: x, url: 'r://u:s3cret@h'}]",
+        "llm.base_url=https://u:s3cret@h/v1",
+        "embedder.base_url=https://u:a/s3cret@h/v1",
     ):
         with pytest.raises(ConfigError) as caught:
             load(override)

@@ -182,6 +182,36 @@ def test_a_batch_that_is_refused_for_want_of_money_ends_the_run_once(shop: Shop)
     assert shop.run() == A
 
 
+def test_no_quota_to_hand_in_with_leaves_no_error_with_any_key(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = shop.server.batches.serve
+
+    def unpaid(verb: str, *request: Any) -> tuple[int, Any]:
+        error = {"message": "no", "type": "t", "code": "insufficient_quota"}
+        return (429, {"error": error}) if verb == "POST" else served(verb, *request)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shop.server.batches, "serve", unpaid)
+        with pytest.raises(BudgetError, match="no quota left"):
+            shop.run()
+    assert not shop.cache.has("LLMCompletion") or shop.entries() == []
+    shop.pending()
+    assert shop.run() == A
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_line_that_blames_the_key_is_handed_in_again(shop: Shop, status: int) -> None:
+    shop.server.batches.fails = {"red lamp": (status, "")}
+    shop.pending()
+    shop.server.batches.polls = 0
+    assert run(shop.cache, shop.model(), SHOPS, "a").builders["LLMCompletion"].retryable == 1
+    shop.server.batches.fails = {}
+    shop.pending()
+    assert shop.run() == A
+    assert sorted(shop.server.batches.prompts) == ["red lamp", "red lamp", "sofa"]
+
+
 def test_a_limit_on_calls_limits_what_is_handed_in(shop: Shop) -> None:
     one = {"budget": Budget(max_calls=1)}
     shop.pending(how=one)
@@ -350,6 +380,54 @@ def test_two_jobs_at_once_hand_a_prompt_in_once(shop: Shop) -> None:
     outs = [job.communicate(timeout=120) for job in jobs]
     assert [out for out, _ in outs] == ["pending\n"] * 4, outs
     assert sorted(shop.server.batches.prompts) == ["desk", "red lamp", "sofa"]
+
+
+class Slow(DeltaCache):
+    """Keeps its folder's lock longer: what another run does meanwhile is not left to chance."""
+
+    def append(self, entries: Any, pointers: Any) -> Any:
+        time.sleep(0.7)
+        return super().append(entries, pointers)
+
+
+def test_two_runs_that_collect_at_once_take_an_answer_in_once(shop: Shop) -> None:
+    shop.pending()
+    shop.server.batches.polls = 0
+    outcomes: list[Any] = []
+
+    def collect() -> None:
+        try:
+            outcomes.append(run(Slow(str(shop.path / "cache")), shop.model(), SHOPS, "a").values(Reply))
+        except Exception as error:
+            outcomes.append(error)
+
+    runs = [threading.Thread(target=collect) for _ in range(2)]
+    for one in runs:
+        one.start()
+        time.sleep(0.1)
+    for one in runs:
+        one.join(60)
+    assert outcomes == [A, A]
+    assert sorted(entry["key"] for entry in shop.entries()) == ['["red lamp"]', '["sofa"]']
+    assert shop.records() == []
+
+
+def test_answers_that_somebody_removed_meanwhile_end_no_run(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.pending()
+    shop.server.batches.polls = 0
+    first, other = shop.model(), shop.model()
+    with first.taking_in("first") as found:
+        assert [len(prompts) for prompts in found.values()] == [2]
+        # As where there are no locks:
+        monkeypatch.setattr(other.desk.records, "locked", first.desk.records.locked)
+        other.desk.collect("other")
+        first.desk.done(list(first.desk.answers), "first")
+        other.desk.done(list(other.desk.answers), "other")
+    assert shop.records() == []
+    for client in (first, other):
+        aio.run(client.aclose())
 
 
 def test_a_refused_prompt_is_not_handed_in_again(shop: Shop) -> None:

@@ -248,6 +248,18 @@ def test_the_key_stays_in_the_environment(
         one(by_server(), "lamp")
 
 
+def test_what_blames_the_model_is_not_looked_for_in_the_texts(
+    server: EmbeddingServer, by_server: Make
+) -> None:
+    server.fails(400, "model_not_found")
+    for answer in asked(by_server(), "red lamp", "oak table"):
+        assert type(answer) is BuildError and not answer.blames_request
+    assert len(server.requests) == 1
+
+
 def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UsageError, match="base_url names a user") as told:
+        OpenAIEmbedder("http://me:s3cret@127.0.0.1:9/v1", "m", dim=3)
+    assert "s3cret" not in str(told.value)
     with pytest.raises(UsageError, match="must be positive"):
         OpenAIEmbedder("http://127.0.0.1:9/v1", "m", dim=0)

@@ -13,7 +13,7 @@ from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.batch import OpenAIBatch
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.llm.openai import OpenAIChat
-from featurekit_spark.llm.openai_batch import Line
+from featurekit_spark.llm.openai_batch import BatchClient, BatchState, Line, Progress
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import FailureKind
 
@@ -59,8 +59,25 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [None, *FailureKind])
 def test_a_line_survives_its_file(kind: FailureKind | None) -> None:
-    line = Line("id", "\u2028 b\u00f6dy", kind, "why")
-    assert Line.from_json(line.to_json()) == line
+    for blames in (True, False):
+        line = Line("id", "\u2028 b\u00f6dy", kind, "why", blames)
+        assert Line.from_json(line.to_json()) == line
+    assert Line.from_json('{"custom_id": "a", "body": null, "kind": null, "message": ""}') == Line("a")
+
+
+def test_a_batch_that_is_refused_for_its_model_blames_no_request() -> None:
+    client = BatchClient(OpenAIChat("http://127.0.0.1:1/v1", "m"))
+    faults = (
+        (1, "model_not_found", "no such model"),
+        (2, "invalid_request", "too long"),
+        (3, "billing_hard_limit_reached", "pay"),
+    )
+    lines = aio.run(client.lines(BatchState("b", Progress.FAILED, faults=faults), ["a", "b", "c"]))
+    assert [(line.kind, line.blames_request) for line in lines] == [
+        (FailureKind.TERMINAL, False),
+        (FailureKind.TERMINAL, True),
+        (FailureKind.QUOTA, True),
+    ]
 
 
 def test_a_worker_makes_no_calls(tmp_path: Path) -> None:

@@ -13,7 +13,14 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from featurekit_spark.errors import BudgetError, BuildError, ContextError, FeaturekitError, ServiceError
+from featurekit_spark.errors import (
+    BudgetError,
+    BuildError,
+    ContextError,
+    FeaturekitError,
+    ServiceError,
+    UsageError,
+)
 from featurekit_spark.llm import Completion, OpenAIChat
 from featurekit_spark.paid.host_limits import HostLimiter
 from featurekit_spark.paid.limits import LocalLimiter, Rates
@@ -95,6 +102,7 @@ def test_retry_after_is_honoured(server: Any) -> None:
         (401, "invalid_api_key", BuildError, 1),
         (404, "model_not_found", BuildError, 1),
         (429, "insufficient_quota", BudgetError, 1),
+        (400, "billing_hard_limit_reached", BudgetError, 1),
         (503, "", ServiceError, 3),
     ],
 )
@@ -149,6 +157,71 @@ def test_a_prompt_that_cannot_be_sent_is_not_tried_again(server: Any) -> None:
     with pytest.raises(BuildError, match="cannot be sent: UnicodeEncodeError"):
         asked(model(server), lambda m: m.complete("half a pair \ud83d"))
     assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "blamed"),
+    [
+        (400, "context_length_exceeded", True),
+        (400, "model_not_found", False),
+        (400, "invalid_api_key", False),
+        (401, "", False),
+        (403, "", False),
+        (404, "", False),
+    ],
+)
+def test_only_what_blames_the_request_is_its_fault(server: Any, status: int, code: str, blamed: bool) -> None:
+    server.fails(status, code)
+    with pytest.raises(BuildError) as told:
+        asked(model(server), lambda m: m.complete("p"))
+    assert told.value.blames_request is blamed
+
+
+def test_a_header_that_cannot_be_sent_is_not_the_fault_of_the_prompt(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org\n")
+    with pytest.raises(BuildError, match="cannot be sent: ValueError") as told:
+        asked(model(server), lambda m: m.complete("p"))
+    assert not told.value.blames_request
+    monkeypatch.delenv("OPENAI_ORG_ID")
+    with pytest.raises(BuildError, match="cannot be sent: UnicodeEncodeError") as told:
+        asked(model(server), lambda m: m.complete("half a pair \ud83d"))
+    assert told.value.blames_request
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("key", ["sk-abc\n", "sk-\u201cabc\u201d", "sk-\x07abc"])
+def test_what_cannot_be_a_key_is_told_and_not_shown(
+    server: Any, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("TEST_CHAT_KEY", key)
+    with pytest.raises(ContextError, match="TEST_CHAT_KEY holds is no API key for m at") as told:
+        asked(model(server), lambda m: m.complete("p"))
+    assert "abc" not in str(told.value)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:s3cret@host/v1",
+        "https://s3cret@host/v1",
+        "https://:s3cret@host:80/v1",
+        "https://me:a/s3cret@host/v1",
+        "https://me:12#s3cret@host/v1",
+        "https://me:a?s3cret@host/v1",
+    ],
+)
+def test_a_url_with_a_password_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="base_url names a user") as told:
+        OpenAIChat(url, "m")
+    assert "s3cret" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["https://host:8080/v1/@me/", "https://host/a:b/@me", "http://[::1]:80/v1"])
+def test_other_urls_are_not(url: str) -> None:
+    assert OpenAIChat(url, "m").base_url == url.rstrip("/")
 
 
 def test_a_refusal_is_told_with_what_it_cost(server: Any, reply: Any) -> None:
