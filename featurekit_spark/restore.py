@@ -92,7 +92,7 @@ def _restore(cache: RestoringCache, plan: Plan, graph: Graph, job: Job, group: K
         if own:  # the beginning of [1 is that of [12 too
             inside = pc.starts_with(rows["key"], f"{prefix},")
             rows = rows.filter(pc.or_(inside, pc.equal(rows["key"], key_json(group))))
-        rows = moved_since(rows, recorded)
+        rows = moved_since(rows, recorded, emptied=True)
         if len(rows) and not own:
             return False
         pointers.append(

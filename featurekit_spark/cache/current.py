@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import Entry, Found
+from featurekit_spark.values import NULL_HASH
 
 __all__ = [
     "candidates_in",
@@ -63,24 +64,34 @@ def current_ids(entries: pa.Table, pointers: pa.Table) -> dict[str, tuple[str | 
     return {key: (entry, reads) for key, (_, entry, reads) in newest.items()}
 
 
-def moved_since(rows: pa.Table, recorded: int, by: Sequence[str] = ("key",)) -> pa.Table:
+def moved_since(
+    rows: pa.Table, recorded: int, by: Sequence[str] = ("key",), *, emptied: bool = False
+) -> pa.Table:
     """Rows that were the newest of their group of `by` when this was recorded, where a newer one names another entry or
-    proves something else."""
+    proves something else. `emptied`: also rows without an entry, where there was none at all then and is one now."""
     columns = list(by)
     is_later = pc.greater(rows["recorded"], recorded)
     later, before = newest_rows(rows.filter(is_later), columns), rows.filter(pc.invert(is_later))
-    if not len(later) or not len(before):
-        return before.slice(0, 0)
     before = newest_rows(before.filter(pc.is_in(before["key"], later["key"].combine_chunks())), columns)
     what = [
         name for name in rows.column_names if name in ("entry_id", "keyed_trace", "group_trace", "plan_hash")
     ]
     now = dict(zip(_tuples(later, columns), _tuples(later, what), strict=True))
+    then = list(_tuples(before, columns))
     differs = [
-        place in now and now[place] != then
-        for place, then in zip(_tuples(before, columns), _tuples(before, what), strict=True)
+        place in now and now[place] != known for place, known in zip(then, _tuples(before, what), strict=True)
     ]
-    return before.filter(pa.array(differs, pa.bool_()))
+    moved = before.filter(pa.array(differs, pa.bool_()))
+    if not emptied:
+        return moved
+    known = set(then)
+    new = pa.array([place not in known for place in _tuples(later, columns)], pa.bool_())
+    gone = later.filter(pc.and_(new, pc.is_valid(later["entry_id"])))
+    for name, nothing in (("entry_id", None), ("value_hash", NULL_HASH)):
+        if name in gone.column_names:
+            place = gone.column_names.index(name)
+            gone = gone.set_column(place, name, pa.array([nothing] * len(gone), pa.string()))
+    return pa.concat_tables([moved, gone])
 
 
 def superseded(traces: pa.Table, newer: pa.Table) -> pa.Table:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurekit_spark.builder import FeatureBuilder
+from featurekit_spark.builder import FeatureBuilder, Source
 from featurekit_spark.cache.current import moved_since
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.memory import MemoryCache
@@ -21,6 +21,18 @@ from featurekit_spark.freshness import Freshness
 from featurekit_spark.session import Session
 from featurekit_spark.testing.fakes import MovingClock
 from tests.unit.core.test_unchanged import Ids, Shop, ShopContext, Title
+
+
+class Named(Source[str]):
+    """A title, null where it is empty."""
+
+    key, value, version, needs = ("shop", "id"), pa.string(), "1", ("shop",)
+
+    def snapshot_version(self, context: Any) -> str | None:
+        return context.shop.at
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str | None:
+        return context.shop.titles[inputs["id"]] or None
 
 
 class Plain(FeatureBuilder[str]):
@@ -112,6 +124,27 @@ def test_the_earlier_state_is_current_again(cache: DeltaCache) -> None:
     assert current(cache, All)["All"]['["s"]'] == b"zebra sofa urn"
 
 
+class Titled(FeatureBuilder[str]):
+    """Null, without a build, where there is no title."""
+
+    key, deps, value, version = ("shop", "id"), (Named,), pa.string(), "1"
+
+    def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+        return inputs["Named"].title()
+
+
+def test_what_was_null_is_null_again(cache: DeltaCache) -> None:
+    own = Shop({"a": "", "b": "Sofa"}, "1")
+    run(own, cache, Titled)
+    own.titles, own.at = {"a": "urn", "b": "Sofa"}, "2"
+    run(own, cache, Titled)
+    assert set(current(cache, Titled)["Titled"]) == {'["s","a"]', '["s","b"]'}
+    own.titles, own.at = {"a": "", "b": "Sofa"}, "1"
+    back = run(own, cache, Titled)
+    assert back.builders["Titled"].hit == 2  # proven, not walked
+    assert set(current(cache, Titled)["Titled"]) == {'["s","b"]'}
+
+
 def test_other_groups_keep_what_is_theirs(cache: DeltaCache) -> None:
     own, other = Shop({"a": "Lamp"}, "1"), Shop({"a": "Lamp"}, "1")
     run(own, cache), run(other, cache, name="t")
@@ -189,6 +222,9 @@ def test_moved_is_what_differs_between_then_and_now(before: list[Any], later: li
     found = moved_since(table, len(before) - 1)
     told = dict(zip(found["key"].to_pylist(), found["entry_id"].to_pylist(), strict=True))
     assert told == {key: entry for key, entry in then.items() if now[key] != entry}
+    all_moved = moved_since(table, len(before) - 1, emptied=True)
+    told = dict(zip(all_moved["key"].to_pylist(), all_moved["entry_id"].to_pylist(), strict=True))
+    assert told == {key: then.get(key) for key, entry in now.items() if then.get(key) != entry}
 
 
 TITLES = st.dictionaries(st.sampled_from("abc"), st.sampled_from(["Lamp", "Sofa", "Urn"]), min_size=1)
