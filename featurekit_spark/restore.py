@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 
 from featurekit_spark.builder import FeatureBuilder, Source
 from featurekit_spark.cache.base import TRACE_SCHEMA, FeatureCache
-from featurekit_spark.cache.current import moved_since
-from featurekit_spark.fingerprint import key_json
+from featurekit_spark.cache.current import moved_since, newest_rows
+from featurekit_spark.fingerprint import key_json, member_texts
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
-from featurekit_spark.plan import CheckTraces, Plan
+from featurekit_spark.plan import CheckTraces, Plan, ReadKeys
 from featurekit_spark.unchanged import Standing
 
 __all__ = ["RestoringCache", "remember", "went_back"]
@@ -79,6 +79,9 @@ def went_back(
 def _restore(cache: RestoringCache, plan: Plan, graph: Graph, job: Job, group: Key, recorded: int) -> bool:
     """Make current again what was current in a group then, and its traces the newest, in one append. False where all of
     it is so, or cannot be told apart from what other groups share; nothing is written then."""
+    members = _members(cache, plan, job, group, recorded)
+    if members is None:
+        return False
     pointers = []
     for builder in graph:
         if builder.inline:
@@ -87,12 +90,11 @@ def _restore(cache: RestoringCache, plan: Plan, graph: Graph, job: Job, group: K
         if not own and not builder.deps and not issubclass(builder, Source):
             continue  # one entry per key, whatever else there is
         config_hash = job.bindings[builder].config_hash
-        prefix = key_json(group).removesuffix("]") if own else ""
-        rows = cache.current_rows(builder.name, config_hash, prefix)
-        if own:  # the beginning of [1 is that of [12 too
-            inside = pc.starts_with(rows["key"], f"{prefix},")
-            rows = rows.filter(pc.or_(inside, pc.equal(rows["key"], key_json(group))))
-        rows = moved_since(rows, recorded, emptied=True)
+        rows = _rows(cache, builder.name, config_hash, group if own else None)
+        known = members.get(builder.key)
+        if known is not None:  # those that had left by then are nobody's
+            rows = rows.filter(pc.is_in(rows["key"], known))
+        rows = moved_since(rows, recorded, emptied=known is not None)
         if len(rows) and not own:
             return False
         pointers.append(
@@ -104,6 +106,36 @@ def _restore(cache: RestoringCache, plan: Plan, graph: Graph, job: Job, group: K
     if len(rows):
         cache.append(None, rows)
     return bool(len(rows))
+
+
+def _rows(cache: RestoringCache, builder: str, config_hash: str, group: Key | None) -> pa.Table:
+    """`current_rows` of a group (None: of all)."""
+    if group is None:
+        return cache.current_rows(builder, config_hash, "")
+    whole = key_json(group)
+    prefix = whole.removesuffix("]")
+    rows = cache.current_rows(builder, config_hash, prefix)
+    inside = pc.starts_with(rows["key"], f"{prefix},")  # the beginning of [1 is that of [12 too
+    return rows.filter(pc.or_(inside, pc.equal(rows["key"], whole)))
+
+
+def _members(
+    cache: RestoringCache, plan: Plan, job: Job, group: Key, recorded: int
+) -> dict[tuple[str, ...], pa.Array] | None:
+    """Keys of the members that the group had then, by the fields of such keys; None where no entry tells."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for keyset in [stage.keyset for stage in plan.stages if isinstance(stage, ReadKeys)]:
+        bound = job.bindings[keyset]
+        rows = _rows(cache, keyset.name, bound.config_hash, group)
+        then = newest_rows(rows.filter(pc.less_equal(rows["recorded"], recorded)))
+        entries = cache.by_id(keyset.name, then["entry_id"].drop_null().to_pylist())
+        if not entries:
+            return None
+        for entry in entries.values():
+            ids = [] if entry.value is None else bound.type.decode(entry.value)
+            texts = member_texts(group, ids)
+            found.setdefault(keyset.member_key(), []).extend(texts)
+    return {fields: pa.array(texts, pa.string()) for fields, texts in found.items()}
 
 
 def _traces(rows: pa.Table, group: Key, recorded: int, job: Job) -> pa.Table:
