@@ -201,7 +201,9 @@ class Proofs:
             walked = [
                 (key, read) for key, read in zip(members, check.keyed, strict=True) if key not in check.proven
             ]
-            stored = {row["key"]: row for row in check.stored.to_pylist()} if walked else {}
+            texts = pa.array([key_json(key) for key, _ in walked], pa.string())
+            before = check.stored.filter(pc.is_in(check.stored["key"], texts))
+            stored = {row["key"]: row for row in before.to_pylist()}
             for key, read in walked:
                 result, text = known[key], key_json(key)
                 row = {
