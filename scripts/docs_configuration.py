@@ -75,7 +75,8 @@ MEANINGS = {
     "llm.requests_per_minute": "At most so many calls a minute, of all processes of this machine; null is no limit.",
     "llm.tokens_per_minute": "At most so many tokens a minute, likewise.",
     "llm.redis_url": "Where all hosts and jobs share the two limits, and wait for each other's answers to one prompt "
-    "instead of paying for them. A server that cannot be reached ends the run before any call. Without it each task on a cluster gets its part of the limits. "
+    "instead of paying for them. A server that cannot be reached ends the run before any call. "
+    "Without it each task on a cluster gets its part of the limits. "
     "A password in it is masked wherever it is shown.",
     "llm.mode": "`batch` hands calls in by the provider's batch API, at a lower price; a later run collects the "
     "answers: see [calls by batch](design/batch.md).",
