@@ -61,11 +61,17 @@ def test_some_settings(conf: Path) -> None:
 def test_secrets_are_masked() -> None:
     done = show(
         *("--set", "sinks=[{kind: redis, url: 'redis://me:hunter2@h/0?password=hunter2'}]"),
-        *("--set", "llm.base_url=https://user:hunter2@h/v1?api-key=hunter2&v=1"),
+        *("--set", "llm.base_url=https://h/v1?api-key=hunter2&v=1"),
     )
     assert done.exit_code == 0 and "hunter2" not in done.stdout + done.stderr
     assert "redis://me:***@h/0?password=***" in done.stdout
-    assert "https://user:***@h/v1?api-key=***&v=1" in done.stdout
+    assert "https://h/v1?api-key=***&v=1" in done.stdout
+
+
+def test_a_password_in_an_address_of_a_model_is_refused_and_not_repeated() -> None:
+    done = show("--set", "llm.base_url=https://user:hunter2@h/v1")
+    assert done.exit_code == 3 and "hunter2" not in done.stdout + done.stderr
+    assert "llm.base_url" in done.stderr
 
 
 @pytest.mark.parametrize(
