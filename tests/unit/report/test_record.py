@@ -90,7 +90,7 @@ def test_secrets_stay_out() -> None:
     settings = Settings.model_validate(
         {
             "sinks": [{"kind": "redis", "url": "redis://me:s3cret@host/0?password=s3cret&db=1"}],
-            "llm": {"base_url": "https://me:s3cret@host/v1"},
+            "llm": {"base_url": "https://host/v1?api-key=s3cret"},
         }
     )
     found = run_document(
