@@ -300,7 +300,6 @@ class Session:
     def _executed(
         self, plan: Plan, graph: Graph, job: Job, key: tuple[Any, ...], readings: Readings | None = None
     ) -> Execution:
-        self.engine.check(plan, job)
         paying = journaled(
             graph,
             job,
@@ -339,14 +338,11 @@ class Session:
         *,
         read_nothing: bool,
     ) -> RunResult:
-        execution = Unchanged(
-            mark,
-            plan,
-            graph,
-            job,
-            lambda: self._executed(plan, graph, job, key),
-            read_nothing=read_nothing,
-        )
+        def checked() -> Execution:
+            self.engine.check(plan, job)
+            return self._executed(plan, graph, job, key)
+
+        execution = Unchanged(mark, plan, graph, job, checked, read_nothing=read_nothing)
         counts = execution.counts()
         return RunResult(
             job.run_id, "ok", group, job.now, counts, execution.keys, True, {}, cast(Execution, execution)
