@@ -22,7 +22,6 @@ from featurekit_spark.errors import (
     BuildError,
     ContextError,
     FeaturekitError,
-    ValueMismatchError,
 )
 from featurekit_spark.failures import of_others, tagged
 from featurekit_spark.fingerprint import digest, entry_id, key_json
@@ -165,9 +164,9 @@ def _failure(
 
 
 def _told(error: Exception) -> str:
-    """The error in one line, with the line of the user's code that raised it."""
+    """The error in one line; one that is not the library's own, with the line of the user's code that raised it."""
     message = str(error).strip() or "no message"
-    if not isinstance(error, ValueMismatchError | BuildError):
+    if not isinstance(error, FeaturekitError):
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
         message = f"{type(error).__name__}: {message}{where}"

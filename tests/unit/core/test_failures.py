@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -320,3 +321,15 @@ def test_failures_travel_with_what_they_have_read(place: Place) -> None:
     assert [f.kind for f in there.standing(bound, place.clock()).values()] == [FailureKind.TERMINAL]
     unread = pickle.loads(pickle.dumps(Failures(place.cache)))
     assert unread.standing(bound, place.clock() + timedelta(days=1)) == {}
+
+
+def test_errors_of_the_library_speak_for_themselves() -> None:
+    class Away(FeatureBuilder[str]):
+        key, value, version = ("id",), pa.string(), "1"
+
+        def build_one(self, inputs: Any, config: Any, context: Any) -> str:
+            raise ServiceError("the server is away") if inputs["id"] == "a" else KeyError("title")
+
+    found = Controller(SimpleNamespace(), MemoryCache()).get_many(Away, [("a",), ("b",)])
+    assert found[0].error == 'Away["a"]: the server is away'
+    assert "KeyError: 'title' (build_one, line " in (found[1].error or "")
