@@ -7,25 +7,22 @@ stages are given instead of recursed into. Knows a place to look entries up, not
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from featurekit_spark.batch import NO_LINEAGE, NULL, Batch, Lineage, decided, earliest, fold, lineage
+from featurekit_spark.batch import NO_LINEAGE, NULL, Batch, Lineage, earliest, fold, lineage
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
-from featurekit_spark.build import Built, Keep, build_values, finish, update_values
+from featurekit_spark.build import Built, Keep, build_values, finish
 from featurekit_spark.builder import (
     Bound,
     Dep,
     Each,
     FeatureBuilder,
-    Gathered,
     KeySet,
     Source,
-    Update,
     import_path,
     keys_of,
 )
@@ -39,8 +36,10 @@ from featurekit_spark.errors import (
     UsageError,
 )
 from featurekit_spark.failures import Failures, unasked
-from featurekit_spark.fingerprint import digest, entry_id, group_hash, inputs_hash, key_json
+from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
 from featurekit_spark.flight import SingleFlight
+from featurekit_spark.following import Earlier, follow
+from featurekit_spark.links import Link, gathered, links_of
 from featurekit_spark.results import Counts, Origin, Result, count, from_entry
 from featurekit_spark.values import NULL_HASH
 
@@ -48,17 +47,13 @@ __all__ = ["Evaluator", "Lookup"]
 
 Builder = type[FeatureBuilder[Any]]
 Key = tuple[Any, ...]
-_log = logging.getLogger(__name__)
 _MICRO_BATCH = 8  # answers of a client that does not tell how many calls it makes at once
-_FORMER = 3  # of a group's earlier values those that are looked at
 
 
-class Lookup(Protocol):
+class Lookup(Earlier, Protocol):
     """The reading half of a cache."""
 
-    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> Mapping[str, Found]: ...
     def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> Mapping[str, Found]: ...
-    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> Sequence[Found]: ...
 
 
 class Evaluator:
@@ -230,7 +225,7 @@ class Evaluator:
 
     def _build(self, batch: Batch, misses: list[int]) -> None:
         """Results for the rows that no entry answers."""
-        self._build_anew(batch, self._update(batch, misses))
+        self._build_anew(batch, follow(batch, misses, self.bindings, self.store, self.context, self.now))
 
     def _build_anew(self, batch: Batch, misses: list[int]) -> None:
         journal = self.journal if batch.bound.builder.paid else None
@@ -274,58 +269,6 @@ class Evaluator:
                 batch.bound.name, identities, lambda entry: self._lives(batch.bound, Found(entry))
             )
         return Keep(journal.size or in_flight or _MICRO_BATCH, write, flight)
-
-    def _update(self, batch: Batch, misses: list[int]) -> list[int]:
-        """Take in values that follow from those before the group changed; the rows that have to be built."""
-        bound, at = batch.bound, batch.bound.builder.followed()
-        if at is None or not misses or bound.builder.freshness.ttl is not None:
-            return misses
-        fields = bound.deps[at].builder.key
-        groups: dict[Key, list[int]] = {}
-        for row in misses:
-            groups.setdefault(keys_of(bound.key, batch.keys[row], fields), []).append(row)
-        left = []
-        for group, rows in groups.items():
-            for former in self._former(bound.deps[at], group, batch.columns[at][rows[0]]) if rows else ():
-                rows = self._follow(batch, at, former, rows)
-            left += rows
-        return sorted(left)
-
-    def _former(self, dep: Dep, group: Key, now: Result) -> list[Result]:
-        """A group's earlier values, the newest first."""
-        bound = self.bindings[dep.builder]
-        found = self.store.candidates(bound.name, bound.config_hash, [key_json(group)])
-        others = [hit.entry for hit in found if hit.entry.value is not None]
-        others = [entry for entry in others if entry.value_hash != now.value_hash]
-        others.sort(key=lambda entry: entry.recorded, reverse=True)
-        return [from_entry(entry, bound.type) for entry in others[:_FORMER]]
-
-    def _follow(self, batch: Batch, at: int, former: Result, rows: list[int]) -> list[int]:
-        """`update` for the rows whose entry under a former value of the group proves that nothing else changed."""
-        bound = batch.bound
-        found = self.store.find(bound.name, bound.config_hash, batch.identities_with(at, former, rows))
-        entries = {row: hit.entry for row in rows if (hit := found.get(batch.identities[row][0])) is not None}
-        if not entries:
-            return rows
-        before = {
-            bound.deps[at].name: [former.value] * len(entries),
-            "value": [from_entry(entry, bound.type).value for entry in entries.values()],
-        }
-        followed = list(entries)
-        built = update_values(bound, batch.inputs(followed), before, self.context)
-        broken = next((item.error for item in built if item.error is not None), None)
-        if broken is not None:  # what update cannot do, build may
-            _log.warning("%s.update failed, its keys are built: %r", bound.name, broken)
-        made = {
-            row: item
-            for row, item in zip(followed, built, strict=True)
-            if item.value is not Update.REBUILD and item.error is None
-        }
-        for row, item in list(made.items()):
-            if item.value is Update.KEEP:
-                batch.keep(row, entries[row], self.now, made.pop(row).seconds)
-        batch.take(list(made), list(made.values()), self.now, origin=Origin.UPDATED)
-        return [row for row in rows if batch.results[row] is None]
 
     def _affordable(self, bound: Bound, rows: list[int]) -> Iterator[list[int]]:
         """Rows to build next, until all are or the budget is reached; all at once where nothing limits them."""
@@ -455,37 +398,13 @@ class Evaluator:
                     column.append(link)
         return column
 
-    def _link(
-        self, dep: Dep, fields: tuple[str, ...], keys: Sequence[Key]
-    ) -> list[Key | list[Key | None] | Result]:
+    def _link(self, dep: Dep, fields: tuple[str, ...], keys: Sequence[Key]) -> list[Link]:
         """Where each reader key leads: a key, a list of keys, or a result that already decides (null, failed)."""
-        wanted = dep.builder.key
-        if not dep.on_fields:
-            if wanted == fields:
-                return list(keys)
-            at = [fields.index(field) for field in wanted]
-            return [tuple(key[i] for i in at) for key in keys]
         columns = {
             field: self._column(source.dep if isinstance(source, Each) else source, fields, list(keys))
             for field, source in dep.on_fields
         }
-        fan = next((wanted.index(field) for field, source in dep.on_fields if isinstance(source, Each)), None)
-        # Each field of the dep's key: a column of values, or a place in the reader's key.
-        parts = [(columns.get(f), None if f in columns else fields.index(f)) for f in wanted]
-        cells = list(columns.values())
-        links: list[Key | list[Key | None] | Result] = []
-        for row, key in enumerate(keys):
-            found = decided([column[row] for column in cells])
-            if found is not None:
-                links.append(found)
-                continue
-            base = tuple(key[at] if at is not None else column[row].value for column, at in parts)  # type: ignore[index]
-            if fan is None:
-                links.append(base)
-            else:
-                head, tail = base[:fan], base[fan + 1 :]
-                links.append([None if item is None else (*head, item, *tail) for item in base[fan]])
-        return links
+        return links_of(dep, fields, keys, columns)
 
     def _gather(self, dep: Dep, keyset: type[KeySet], group: Key) -> Result:
         members = self.resolve(keyset, [group])[0]
@@ -494,22 +413,7 @@ class Evaluator:
         ids = members.value or []
         keys = [(*group, member) for member in ids]
         column = self._column(replace(dep, keyset=None), keyset.member_key(), keys)
-        rows = sorted(zip(ids, column, strict=True), key=lambda row: key_json((row[0],)))
-        good = [(member, result) for member, result in rows if not result.failed]
-        folded = fold([result for _, result in good], listed=False)
-        folded._value = Gathered(
-            tuple(member for member, _ in good),
-            [result.value for _, result in good],
-            tuple(member for member, result in rows if result.failed),
-        )
-        folded.value_hash = group_hash(
-            (key_json((*group, member)), "failed" if result.failed else result.value_hash or "")
-            for member, result in rows
-        )
-        # What a gather reads is proven by the group's trace; a list of it in every reader's trace would be as long
-        # as the group.
-        folded.reads = ()
-        return folded
+        return gathered(group, ids, column)
 
     def _cut_short(self, bound: Bound, key: Key, cells: list[Result]) -> Result | None:
         """The result where no build is needed: an input failed, or is null and nulls are not accepted."""
