@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from itertools import chain
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from featurekit_spark.search.kernel import DECIMALS, FlatIndex, Floats, Rows
+from featurekit_spark.search.arguments import Doubles, Floats, Mask, Rows
+from featurekit_spark.search.kernel import FlatIndex
 
 __all__ = ["Change", "OldLists", "change_between", "merge_top_k"]
 
 _COMPARED = 4096  # rows at a time
-Doubles: TypeAlias = npt.NDArray[np.float64]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -33,48 +32,65 @@ class Change:
 
 @dataclass(frozen=True)
 class OldLists:
-    """Ranked lists of the old matrix, k places each: `rows` int64 [q, k] in the new matrix, -1 for a member that is not
-    kept or an empty place; `scores` float64 [q, k], -inf at an empty place."""
+    """Ranked lists of the old matrix, as many places each: `rows` int64 [q, places] in the new matrix, -1 for a member
+    that is not kept or an empty place; `scores` float64 [q, places], -inf at an empty place.
+
+    `k`: a list of fewer members names every row that there was; one of k or more may be followed by others. Lists may
+    have more places than k, filled or not: a margin, from which a list that lost members fills up.
+    """
 
     rows: Rows
     scores: Doubles
+    k: int
 
     @classmethod
-    def of(cls, lists: Iterable[Sequence[Mapping[str, Any]]], k: int, kept: Mapping[str, int]) -> OldLists:
-        """Lists of {"product_id", "score"}, the best first."""
+    def of(
+        cls, lists: Iterable[Sequence[Mapping[str, Any]]], k: int, kept: Mapping[str, int], *, margin: int = 0
+    ) -> OldLists:
+        """Lists of {"product_id", "score"}, the best first, at most `k + margin` long."""
         lists = list(lists)
-        rows = np.full((len(lists), k), -1, dtype=np.int64)
-        scores = np.full((len(lists), k), -np.inf)
+        rows = np.full((len(lists), k + margin), -1, dtype=np.int64)
+        scores = np.full(rows.shape, -np.inf)
         lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-        places = np.arange(k)[None, :] < lengths[:, None]
-        rows[places] = [kept.get(hit["product_id"], -1) for found in lists for hit in found]
-        scores[places] = [hit["score"] for found in lists for hit in found]
-        return cls(rows, scores)
+        places = np.arange(k + margin)[None, :] < lengths[:, None]
+        rows[places] = [kept.get(hit["product_id"], -1) for hit in chain.from_iterable(lists)]
+        scores[places] = [hit["score"] for hit in chain.from_iterable(lists)]
+        return cls(rows, scores, k)
+
+    def unseen(self) -> Doubles:
+        """What rows that a list does not name score at most, where they rank after its last; -inf: there were none."""
+        lengths = np.count_nonzero(self.scores > -np.inf, axis=1)
+        if not len(lengths):
+            return np.empty(0)
+        last = np.take_along_axis(self.scores, np.maximum(lengths - 1, 0)[:, None], axis=1)[:, 0]
+        return np.where(lengths < self.k, -np.inf, last)
 
 
 def merge_top_k(
     index: FlatIndex, queries: Floats, old: OldLists, change: Change
 ) -> tuple[Doubles, Rows, Mask]:
-    """(scores float64 [q, k], rows int64 [q, k], settled bool [q]); only settled lists are right.
+    """(scores float64 [q, places], rows int64 [q, places], settled bool [q]): lists of the new matrix.
 
-    `index` is the whole new matrix. A list that lost members is settled where enough of what is left or new ranks
-    before everything that the old list had no place for.
+    `index` is the whole new matrix. What a list names is right, place by place, and ends where something that the old
+    list had no place for could come next; the rest is -inf and -1. `settled`: k places are right, or all there are.
     """
-    k = old.rows.shape[1]
-    lost = ((old.rows < 0) & (old.scores > -np.inf)).any(axis=1)
-    scores, rows = np.where(old.rows < 0, -np.inf, old.scores), old.rows
-    # What an old list had no place for scores at most as much as its last member; a list with empty places had all.
-    unseen = old.scores[:, -1]
+    places = old.rows.shape[1]
+    survives = old.rows >= 0
+    scores, rows = np.where(survives, old.scores, -np.inf), old.rows
+    unseen = old.unseen()
     if change.index is not None:
-        found, at = change.index.search(queries, min(k, len(change.fresh)), floor=unseen)
-        fresh_scores = np.round(found.astype(np.float64), DECIMALS)
+        fresh_scores, at = change.index.ranked(queries, min(places, len(change.fresh)), floor=unseen)
         scores = np.concatenate([scores, fresh_scores], axis=1)
         rows = np.concatenate([rows, np.where(at < 0, -1, change.fresh[at])], axis=1)
-    order = np.lexsort((index.rank_of(rows), -scores), axis=-1)[:, :k]
+    order = np.lexsort((index.rank_of(rows), -scores), axis=-1)[:, :places]
     best = np.take_along_axis(scores, order, axis=1)
-    certain = (order < k) & (best > -np.inf) | (best > unseen[:, None])
-    settled = ~lost | (unseen == -np.inf) | certain.all(axis=1)
-    return best, np.take_along_axis(rows, order, axis=1), settled
+    # Certain: up to the last member that survives, as the unseen rank after it; and what scores more than they do.
+    of_old = (order < places) & (best > -np.inf)
+    certain = np.logical_or.accumulate(of_old[:, ::-1], axis=1)[:, ::-1] | (best > unseen[:, None])
+    right = np.logical_and.accumulate(certain, axis=1)
+    found = np.where(right, np.take_along_axis(rows, order, axis=1), -1)
+    settled = (np.count_nonzero(right, axis=1) >= old.k) | (unseen == -np.inf)
+    return np.where(right, best, -np.inf), found, settled
 
 
 def change_between(former: Floats, row_of: Mapping[str, int], vectors: Floats, ids: Sequence[str]) -> Change:
@@ -86,8 +102,16 @@ def change_between(former: Floats, row_of: Mapping[str, int], vectors: Floats, i
     rows = np.flatnonzero(same)
     for start in range(0, len(rows), _COMPARED):
         part = rows[start : start + _COMPARED]
-        same[part] = (former[before[part]] == vectors[part]).all(axis=1)
+        same[part] = (_some(former, before[part]) == _some(vectors, part)).all(axis=1)
     fresh = np.flatnonzero(~same)
     kept = {ids[row]: row for row in np.flatnonzero(same).tolist()}
     index = FlatIndex(vectors[fresh], ids=[ids[row] for row in fresh.tolist()]) if len(fresh) else None
     return Change(kept, fresh, index)
+
+
+def _some(vectors: Floats, rows: Rows) -> Floats:
+    """Some rows, in ascending order for the most part; not copied where they follow each other."""
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+        return vectors[first : last + 1]
+    return vectors[rows]

@@ -11,27 +11,39 @@ time, rounded to 6 decimals, and ordered by score, then by id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from featurekit_spark.errors import DataError, UsageError
+from featurekit_spark.search.arguments import (
+    Decoded,
+    Doubles,
+    Floats,
+    Mask,
+    Part,
+    Rows,
+    as_vectors,
+    chunks,
+    excluded_pairs,
+    lengths,
+    parts,
+    ranks,
+    unit_rows,
+)
+from featurekit_spark.search.candidates import HELD, Best, Candidates, lower_bound
 
-__all__ = ["FlatIndex", "top_k"]
+__all__ = ["Doubles", "FlatIndex", "Floats", "Mask", "Metric", "Rows", "top_k"]
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Doubles: TypeAlias = npt.NDArray[np.float64]
-Rows: TypeAlias = npt.NDArray[np.int64]
 Metric = Literal["ip", "cosine"]
 
 DECIMALS = 6
-_QUERIES = 512  # queries in one product
-_FIRST = 512  # rows in the first products; doubled up to _ROWS as thresholds rise
-_ROWS = 4096
-_POOL = 2_000_000  # candidates of one block of queries before they are settled early (many equal rows)
-_RESCORE = 4096  # pairs scored at a time
+_QUERIES = 2048  # queries in one product, at most
+_SCORES = 1 << 21  # scores in one product: large enough for the product's speed, small enough for the caches
+_LEAST_ROWS = 512  # rows in one product, at least
+_GROUPS = 8  # for the first bar: groups of rows, for each of the k wanted
+_PLACES = 1 << 20  # places of answers in the works at a time: fewer queries at once where k is large
 _UNIT = 2.0**-24  # unit roundoff of float32
 
 
@@ -43,33 +55,50 @@ def top_k(
     metric: Metric = "ip",
     ids: Sequence[Any] | None = None,
     exclude: Rows | Sequence[Any] | None = None,
+    mask: Mask | None = None,
+    groups: Rows | None = None,
 ) -> tuple[Floats, Rows]:
     """The k best rows of `matrix` [n, d] for each of `queries` [q, d]: scores float32 [q, k], row numbers
     int64 [q, k].
 
     Best first; equal scores (to 6 decimals) in order of `ids`, else of row numbers; padded with -inf and -1
     where fewer than k rows are left. `exclude`: a row number to leave out for each query (-1: none), or an
-    array of them for each. Raises DataError, naming the ids, for vectors that are zero or not finite;
-    UsageError for wrong shapes.
+    array of them for each. `mask`: bool [n], the rows that may be found; or [g, n], where `groups` int [q] names
+    each query's row of it. Raises DataError, naming the ids, for vectors that are zero or not finite or of another
+    dimension than the rest; UsageError for wrong shapes.
+
+    A matrix that is searched more than once is better kept as a FlatIndex, which checks it once.
     """
-    return FlatIndex(matrix, metric=metric, ids=ids).search(queries, k, exclude=exclude)
+    index = FlatIndex(matrix, metric=metric, ids=ids)
+    return index.search(queries, k, exclude=exclude, mask=mask, groups=groups)
 
 
 class FlatIndex:
-    """A checked matrix, ready to be searched many times. `vectors` may be a memory-mapped array."""
+    """A checked matrix, ready to be searched many times. `vectors` may be a memory-mapped array.
 
-    def __init__(self, vectors: Any, *, metric: Metric = "ip", ids: Sequence[Any] | None = None) -> None:
+    `norms` float64 [n]: the rows' lengths, of a matrix that was checked before; `order` then takes the place of `ids`:
+    int64 [n], each row's place in the order of ids, None where that is the order of rows.
+    """
+
+    def __init__(
+        self,
+        vectors: Any,
+        *,
+        metric: Metric = "ip",
+        ids: Sequence[Any] | None = None,
+        norms: Doubles | None = None,
+        order: Rows | None = None,
+    ) -> None:
         if metric not in ("ip", "cosine"):
             raise UsageError(f"metric {metric!r} is not known. Known: cosine, ip.")
-        self.vectors = _matrix(vectors, "matrix")
+        if ids is not None and len(ids) != len(vectors):
+            raise UsageError(f"{len(ids)} ids for {len(vectors)} rows; give one id per row")
+        self.vectors = vectors if isinstance(vectors, Decoded) else as_vectors(vectors, "matrix", ids)
         self.metric = metric
-        rows = len(self.vectors)
-        if ids is not None and len(ids) != rows:
-            raise UsageError(f"{len(ids)} ids for {rows} rows; give one id per row")
-        self._norms = _norms(self.vectors, "row", ids)
-        self._rank = _ranks(ids)
-        self._largest = float(self._norms.max()) if rows and metric == "ip" else 1.0
-        self._searched = self.vectors if metric == "ip" else _scaled(self.vectors, self._norms)
+        self._norms = lengths(self.vectors, "row", ids) if norms is None else norms
+        self._rank = ranks(ids) if norms is None else order
+        self.largest = float(self._norms.max()) if len(self._norms) and metric == "ip" else 1.0
+        self.searched = self.vectors if metric == "ip" else unit_rows(self.vectors, self._norms)
 
     def search(
         self,
@@ -77,93 +106,49 @@ class FlatIndex:
         k: int,
         *,
         exclude: Rows | Sequence[Any] | None = None,
+        mask: Mask | None = None,
+        groups: Rows | None = None,
         floor: Doubles | None = None,
     ) -> tuple[Floats, Rows]:
         """As `top_k`. `floor` float64 [q]: rows that score less than this may be left out; -inf for none."""
+        scores, found = self.ranked(queries, k, exclude=exclude, mask=mask, groups=groups, floor=floor)
+        return scores.astype(np.float32), found
+
+    def ranked(
+        self,
+        queries: Any,
+        k: int,
+        *,
+        exclude: Rows | Sequence[Any] | None = None,
+        mask: Mask | None = None,
+        groups: Rows | None = None,
+        floor: Doubles | None = None,
+    ) -> tuple[Doubles, Rows]:
+        """As `search`, with the rounded float64 scores that decide the order: what lists are merged by."""
         if k < 1:
             raise UsageError(f"k must be at least 1, found {k!r}")
-        asked = _matrix(queries, "queries")
+        asked = as_vectors(queries, "queries")
         size, dim = self.vectors.shape
-        if asked.shape[1] != dim and size:
+        if asked.shape[1] != dim and size and len(asked):
             raise UsageError(
                 f"queries have {asked.shape[1]} dimensions, the matrix has {dim}; use one embedder for both"
             )
-        norms = _norms(asked, "query", None)
-        if self.metric == "ip" and len(asked) and self._largest * norms.max() > np.finfo(np.float32).max:
+        norms = lengths(asked, "query", None)
+        if self.metric == "ip" and len(asked) and self.largest * norms.max() > np.finfo(np.float32).max:
             raise DataError("inner products overflow float32: scale the vectors, or use metric='cosine'")
-        left_out = _exclusions(exclude, len(asked), size)
-        scores = np.full((len(asked), k), -np.inf, dtype=np.float32)
+        left_out = excluded_pairs(exclude, len(asked), size)
+        scores = np.full((len(asked), k), -np.inf)
         found = np.full((len(asked), k), -1, dtype=np.int64)
-        if size:
-            for start in range(0, len(asked), _QUERIES):
-                part = slice(start, start + _QUERIES)
-                out = tuple(x[(left_out[0] >= start) & (left_out[0] < start + _QUERIES)] for x in left_out)
-                self._search_block(
-                    asked[part],
-                    norms[part],
-                    min(k, size),
-                    (out[0] - start, out[1]),
-                    None if floor is None else floor[part],
-                    scores[part],
-                    found[part],
-                )
+        at_once = max(1, min(_QUERIES, _PLACES // min(k, size + 1)))
+        for part in parts(len(asked), size, mask, groups, at_once):
+            members = part.members
+            search = _Search(self, asked[members], norms[members], k, part)
+            if search.rows:
+                search.leave_out(*_of_members(left_out, members, len(asked)))
+                rows, places, columns, exact = search.best(None if floor is None else floor[members])
+                at = rows + members.start if isinstance(members, slice) else members[rows]
+                scores[at, places], found[at, places] = exact, columns
         return scores, found
-
-    def _search_block(
-        self,
-        queries: Floats,
-        norms: Doubles,
-        k: int,
-        left_out: tuple[Rows, Rows],
-        floor: Doubles | None,
-        scores: Floats,
-        found: Rows,
-    ) -> None:
-        """Fill `scores` and `found` for one block of queries."""
-        size, dim = self.vectors.shape
-        lengths = norms if self.metric == "ip" else np.ones_like(norms)
-        wanted = queries if self.metric == "ip" else _scaled(queries, norms)
-        # |error| of a float32 inner product is at most d * u * |q||m| (Higham 2002, 3.1), with a few u for
-        # scaling. Twice, for the k-th best and for the rival, and the rounding to 6 decimals.
-        slack = (2 * (dim + 8) * _UNIT * self._largest * lengths + 10.0**-DECIMALS).astype(np.float32)
-        # Where nothing below a floor is asked for, it is as if k rows of that score were there already.
-        lowest = (
-            np.float32(-np.inf)
-            if floor is None
-            else np.nextafter(floor.astype(np.float32), np.float32(-np.inf))
-        )
-        best = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        bar = np.full(len(queries), -np.inf, dtype=np.float32)
-        pool = _Pool(self, queries, norms, k)
-        buffer = np.empty(len(queries) * _ROWS, dtype=np.float32)
-        start, width = 0, _FIRST
-        while start < size:
-            stop = min(start + width, size)
-            got = buffer[: len(queries) * (stop - start)].reshape(len(queries), stop - start)
-            np.matmul(wanted, self._searched[start:stop].T, out=got)
-            if len(left_out[0]):
-                here = (left_out[1] >= start) & (left_out[1] < stop)
-                got[left_out[0][here], left_out[1][here] - start] = -np.inf
-            if start == 0:
-                best = _largest_of(np.concatenate([best, got], axis=1), k)
-                bar = np.maximum(best.min(axis=1), lowest) - slack
-                flat = np.flatnonzero(got > bar[:, None])
-                rows, columns = np.divmod(flat, stop - start)
-                pool.add(rows, columns, got.ravel()[flat])
-            else:
-                flat = np.flatnonzero(got > bar[:, None])
-                if len(flat):
-                    rows, columns = np.divmod(flat, stop - start)
-                    values = got.ravel()[flat]
-                    pool.add(rows, columns + start, values)
-                    _raise_best(best, rows, values)
-                    bar = np.maximum(best.min(axis=1), lowest) - slack
-            pool.shrink(bar)
-            start, width = stop, min(max(stop, _FIRST), _ROWS)
-        pool.shrink(bar, settle=True)
-        at, place = pool.places()
-        scores[at, place] = pool.exact
-        found[at, place] = pool.columns
 
     def rank_of(self, columns: Rows) -> Rows:
         """Places of matrix rows in the order of their ids."""
@@ -172,130 +157,107 @@ class FlatIndex:
     def exact(self, queries: Floats, norms: Doubles, rows: Rows, columns: Rows) -> Doubles:
         """Scores of pairs (query row, matrix row) in float64, rounded; each pair for itself."""
         scores = np.empty(len(rows), dtype=np.float64)
-        for start in range(0, len(rows), _RESCORE):
-            part = slice(start, start + _RESCORE)
+        for part in chunks(len(rows), self.vectors.shape[1]):
+            # numpy's own sum over a row: its order of additions is the same on every machine.
             products = np.multiply(queries[rows[part]], self.vectors[columns[part]], dtype=np.float64)
-            scores[part] = products.sum(axis=1)
+            products.sum(axis=1, out=scores[part])
         if self.metric == "cosine":
             scores /= norms[rows] * self._norms[columns]
         return np.round(scores, DECIMALS) + 0.0  # no -0.0
 
 
-class _Pool:
-    """Candidates of one block of queries, as flat arrays of (query, matrix row, float32 score)."""
+class _Search:
+    """The search of one part of the queries."""
 
-    def __init__(self, index: FlatIndex, queries: Floats, norms: Doubles, k: int) -> None:
-        self._index, self._queries, self._norms, self._k = index, queries, norms, k
-        self._parts: list[tuple[Rows, Rows, Floats]] = []
-        self._held = 0
-        self.rows: Rows = np.empty(0, dtype=np.int64)
-        self.columns: Rows = self.rows
-        self.exact: Doubles = np.empty(0)
+    def __init__(self, index: FlatIndex, queries: Floats, norms: Doubles, k: int, part: Part) -> None:
+        self._index, self._queries, self._norms, self._part = index, queries, norms, part
+        self.rows = len(index.vectors) if part.rows is None else len(part.rows)
+        self._k = min(k, self.rows)
+        self._left_out: tuple[Rows, Rows] = (np.empty(0, dtype=np.int64),) * 2
 
-    def add(self, rows: Rows, columns: Rows, values: Floats) -> None:
-        self._parts.append((rows, columns, values))
-        self._held += len(rows)
+    def leave_out(self, rows: Rows, columns: Rows) -> None:
+        """Pairs (query of this part, matrix row) that must not be found."""
+        allowed = self._part.rows
+        if allowed is not None and len(columns):
+            at = np.searchsorted(allowed, columns)
+            there = allowed[np.minimum(at, self.rows - 1)] == columns
+            rows, columns = rows[there], at[there]
+        order = np.argsort(columns, kind="stable")
+        self._left_out = rows[order], columns[order]
 
-    def shrink(self, bar: Floats, *, settle: bool = False) -> None:
-        """Drop what fell below the bar once there is much, or to finish; settle what remains by exact
-        scores."""
-        if not settle and self._held <= _POOL:
-            return
-        kept = [part[2] > bar[part[0]] for part in self._parts]
-        rows, columns, values = (
-            np.concatenate([part[i][keep] for part, keep in zip(self._parts, kept, strict=True)])
-            for i in range(3)
+    def best(self, floor: Doubles | None) -> tuple[Rows, Rows, Rows, Doubles]:
+        """(query, place, matrix row, score) of all answers."""
+        index, count, k = self._index, len(self._queries), self._k
+        ip = index.metric == "ip"
+        wanted = self._queries if ip else unit_rows(self._queries, self._norms)
+        # |error| of a float32 inner product is at most d * u * |q||m| (Higham 2002, 3.1), with a few u for
+        # scaling. Twice, for the k-th best and for the rival, and the rounding to 6 decimals.
+        error = (index.vectors.shape[1] + 8) * _UNIT * index.largest * (self._norms if ip else np.ones(count))
+        slack = (2 * error + 10.0**-DECIMALS).astype(np.float32)
+        # Where nothing below a floor is asked for, it is as if k rows of that score were there already.
+        bar = np.full(count, -np.inf, dtype=np.float32)
+        lowest = bar if floor is None else np.nextafter(floor.astype(np.float32), bar)
+        if floor is not None:
+            bar = lowest - slack
+        best = Best(count, k)
+        found = Candidates(
+            k, partial(index.exact, self._queries, self._norms), index.rank_of, max(HELD, 4 * k * count)
         )
-        if settle or len(rows) > _POOL // 2:
-            exact = self._index.exact(self._queries, self._norms, rows, columns)
-            order = np.lexsort((self._index.rank_of(columns), -exact, rows))
-            order = order[_place_in_run(rows[order]) < self._k]
-            rows, columns, values, self.exact = rows[order], columns[order], values[order], exact[order]
-        self.rows, self.columns = rows, columns
-        self._parts, self._held = [(rows, columns, values)], len(rows)
+        width = max(_LEAST_ROWS, _SCORES // count)
+        scores = np.empty(count * min(width, self.rows), dtype=np.float32)
+        marks = np.empty(len(scores), dtype=np.bool_)
+        for start in range(0, self.rows, width):
+            got = self._products(wanted, start, min(start + width, self.rows), scores)
+            if start == 0 and (floor is None or np.isneginf(floor).any()):
+                bar = np.maximum(bar, lower_bound(got, k, _GROUPS * k) - slack)
+            rows, columns = _above(got, bar, marks[: got.size].reshape(got.shape))
+            if len(rows):
+                values = got[rows, columns]
+                best.take(rows, values)
+                bar = np.maximum(best.least(), lowest) - slack
+                columns += start
+                found.add(rows, columns if self._part.rows is None else self._part.rows[columns], values, bar)
+        return found.best(bar)
 
-    def places(self) -> tuple[Rows, Rows]:
-        """Query and place (0 is best) of each settled candidate."""
-        return self.rows, _place_in_run(self.rows)
-
-
-def _matrix(vectors: Any, what: str) -> Floats:
-    array = np.asarray(vectors)
-    if array.ndim != 2:
-        raise UsageError(f"{what} must be float32 [rows, dimensions], found shape {array.shape}")
-    if array.dtype != np.float32 or not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array, dtype=np.float32)
-    return array
-
-
-def _norms(vectors: Floats, what: str, ids: Sequence[Any] | None) -> Doubles:
-    """Lengths in float64 [n]; refuses rows that have none."""
-    norms = np.empty(len(vectors), dtype=np.float64)
-    for start in range(0, len(vectors), _RESCORE):
-        part = vectors[start : start + _RESCORE]
-        norms[start : start + _RESCORE] = np.sqrt(np.square(part, dtype=np.float64).sum(axis=1))
-    wrong = np.flatnonzero(~((norms > 0) & np.isfinite(norms)))
-    if len(wrong):
-        names = ", ".join(repr(ids[row]) if ids is not None else f"{what} {row}" for row in wrong[:5])
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise DataError(f"cannot search vectors that are zero or not finite: {names}{more}. Leave them out.")
-    return norms
-
-
-def _scaled(vectors: Floats, norms: Doubles) -> Floats:
-    return (vectors / norms[:, None]).astype(np.float32)
+    def _products(self, wanted: Floats, start: int, stop: int, scores: Floats) -> Floats:
+        """Inner products with some of the rows that may be found; -inf for pairs that are left out."""
+        part, count = self._part, len(wanted)
+        some = slice(start, stop) if part.rows is None else part.rows[start:stop]
+        got = scores[: count * (stop - start)].reshape(count, stop - start)
+        searched = self._index.searched
+        if isinstance(searched, Decoded):
+            searched.products(wanted, some, got)
+        else:
+            np.matmul(wanted, searched[some].T, out=got)
+        if part.filters is not None and part.group is not None:
+            got[~part.filters[part.group[:, None], some]] = -np.inf
+        rows, columns = self._left_out
+        if len(columns):
+            here = slice(*np.searchsorted(columns, (start, stop)))
+            got[rows[here], columns[here] - start] = -np.inf
+        return got
 
 
-def _ranks(ids: Sequence[Any] | None) -> Rows | None:
-    """Each row's place in the order of ids; None where that is the order of rows."""
-    if ids is None or all(a <= b for a, b in pairwise(ids)):
-        return None
-    ranks = np.empty(len(ids), dtype=np.int64)
-    ranks[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
-    return ranks
+def _above(scores: Floats, bar: Floats, marks: Mask) -> tuple[Rows, Rows]:
+    """(row, column) of what lies above the bar of its row, row by row."""
+    np.greater(scores, bar[:, None], out=marks)
+    rows = np.flatnonzero(marks.any(axis=1))
+    if 2 * len(rows) < len(marks):  # most rows have none: only the others are looked through
+        flat = np.flatnonzero(marks[rows])
+        at = flat // scores.shape[1]
+        return rows[at], flat - at * scores.shape[1]
+    flat = np.flatnonzero(marks)
+    rows = flat // scores.shape[1]
+    return rows, flat - rows * scores.shape[1]
 
 
-def _exclusions(exclude: Any, queries: int, size: int) -> tuple[Rows, Rows]:
-    """Pairs (query, matrix row) to leave out."""
-    if exclude is None:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    if len(exclude) != queries:
-        raise UsageError(f"exclude has {len(exclude)} items for {queries} queries; give one per query")
-    if isinstance(exclude, np.ndarray) and exclude.ndim == 1 and exclude.dtype != object:
-        columns = exclude.astype(np.int64)
-        rows = np.arange(queries)
-    else:
-        lists = [np.asarray(item, dtype=np.int64).ravel() for item in exclude]
-        rows = np.repeat(np.arange(queries), [len(item) for item in lists])
-        columns = np.concatenate(lists) if lists else np.empty(0, dtype=np.int64)
-    inside = columns >= 0
-    if (columns >= size).any():
-        raise UsageError(f"exclude names row {columns.max()}, but the matrix has {size} rows")
-    return rows[inside], columns[inside]
-
-
-def _largest_of(values: Floats, k: int) -> Floats:
-    """The k largest of each row, in no order."""
-    if values.shape[1] <= k:
-        return values
-    return np.ascontiguousarray(np.partition(values, values.shape[1] - k, axis=1)[:, -k:])
-
-
-def _raise_best(best: Floats, rows: Rows, values: Floats) -> None:
-    """Take new scores (grouped by row) into the k best of their rows."""
-    places = _place_in_run(rows)
-    firsts = np.flatnonzero(places == 0)
-    touched = rows[firsts]
-    packed = np.full((len(touched), int(places.max()) + 1), -np.inf, dtype=np.float32)
-    packed[np.repeat(np.arange(len(touched)), np.diff(np.append(firsts, len(rows)))), places] = values
-    best[touched] = _largest_of(np.concatenate([best[touched], packed], axis=1), best.shape[1])
-
-
-def _place_in_run(rows: Rows) -> Rows:
-    """0, 1, 2 ... within each run of equal numbers."""
-    if not len(rows):
-        return rows
-    starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
-    lengths = np.diff(np.append(starts, len(rows)))
-    places: Rows = np.arange(len(rows)) - np.repeat(starts, lengths)
-    return places
+def _of_members(pairs: tuple[Rows, Rows], members: slice | Rows, queries: int) -> tuple[Rows, Rows]:
+    """Those of the pairs (query, matrix row), in order of queries, whose query is a member, named by its place."""
+    rows, columns = pairs
+    if isinstance(members, slice):
+        here = slice(*np.searchsorted(rows, (members.start, members.stop)))
+        return rows[here] - members.start, columns[here]
+    place = np.full(queries, -1)
+    place[members] = np.arange(len(members))
+    at = place[rows]
+    return at[at >= 0], columns[at >= 0]
