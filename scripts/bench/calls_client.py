@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--name", default="p")
     parser.add_argument("--prompts", type=int, required=True)
     parser.add_argument("--concurrency", type=int, required=True)
-    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=8192)
     parser.add_argument("--timeout-s", type=float, default=60.0)
     parser.add_argument("--per-minute", type=float)
     parser.add_argument("--limits-folder")
