@@ -1,0 +1,64 @@
+"""One behaviour suite over all vector indexes. The Qdrant server is a stand-in: no package brings a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featurekit_spark.search.filters import Range
+from featurekit_spark.search.index import IndexSpec
+from featurekit_spark.search.stores import FlatVectorIndex, LanceIndex, QdrantIndex
+from featurekit_spark.testing.qdrant import QdrantStandIn, qdrant_server
+from featurekit_spark.testing.vector_samples import SPEC
+from featurekit_spark.testing.vectors import VectorIndexBehaviour
+
+OPEN = "from featurekit_spark.search.stores import LanceIndex, QdrantIndex\n"
+TEXT_RANGES = (Range("brand", gte="a"),)
+
+
+class TestFlat(VectorIndexBehaviour):
+    durable = False
+
+    def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> FlatVectorIndex:
+        return FlatVectorIndex(spec or SPEC)
+
+
+class TestLance(VectorIndexBehaviour):
+    def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> LanceIndex:
+        return LanceIndex("abt", spec, uri=folder / "db")
+
+    def opening(self, folder: Path) -> str:
+        return f"{OPEN}index = LanceIndex('abt', spec, uri={str(folder / 'db')!r})"
+
+
+class TestQdrantFolder(VectorIndexBehaviour):
+    tolerance = 1e-6  # it keeps unit vectors where the metric is cosine
+    refused = TEXT_RANGES
+
+    def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> QdrantIndex:
+        return QdrantIndex("abt", spec, path=folder / "q")
+
+    def opening(self, folder: Path) -> str:
+        return f"{OPEN}index = QdrantIndex('abt', spec, path={str(folder / 'q')!r})"
+
+
+class TestQdrantServer(VectorIndexBehaviour):
+    tolerance = 1e-6
+    refused = TEXT_RANGES
+
+    @pytest.fixture(autouse=True)
+    def _server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setenv("TEST_QDRANT_KEY", "s3cret-of-the-test")
+        with qdrant_server(api_key="s3cret-of-the-test") as self.server:
+            yield
+
+    server: QdrantStandIn
+
+    def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> QdrantIndex:
+        return QdrantIndex("abt", spec, url=self.server.url, api_key_env="TEST_QDRANT_KEY")
+
+    def opening(self, folder: Path) -> str:
+        url, key = self.server.url, "TEST_QDRANT_KEY"
+        return f"{OPEN}index = QdrantIndex('abt', spec, url={url!r}, api_key_env={key!r})"
