@@ -166,6 +166,7 @@ class Bootstrap:
             base_url=llm.base_url,
             model=llm.model or "",
             api_key_env=llm.api_key_env,
+            api_key_secret=llm.api_key_secret,
             concurrency=llm.concurrency,
             timeout_s=llm.timeout_s,
             deadline_s=llm.deadline_s,
@@ -202,7 +203,7 @@ class Bootstrap:
     def get_limiter(self, of: LLMSettings | EmbedderSettings) -> RateLimiter:
         """A model's calls per minute: shared through Redis where `llm.redis_url` is set, else by this machine."""
         rates = Rates(of.requests_per_minute, of.tokens_per_minute)
-        name = digest("calls", of.base_url, of.model or "", of.api_key_env)
+        name = digest("calls", of.base_url, of.model or "", of.api_key_secret or of.api_key_env)
         redis_url = self._redis_url()
         if redis_url is not None:
             return RedisLimiter(redis_url, name, rates)
@@ -243,6 +244,7 @@ class Bootstrap:
                     prefix=embedder.prefix or "",
                     send_dim=embedder.send_dim,
                     api_key_env=embedder.api_key_env,
+                    api_key_secret=embedder.api_key_secret,
                     batch_size=embedder.batch_size,
                     requests=embedder.concurrency,
                     policy=RetryPolicy(timeout_s=embedder.timeout_s),

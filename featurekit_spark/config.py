@@ -221,6 +221,8 @@ def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str]) -> str
     if loc[-1] == "api_key_env":
         # What stands here by mistake is likely the key itself, so it is not repeated.
         return f"{where}should be the name of an environment variable that holds the API key, not the key."
+    if loc[-1] == "api_key_secret":
+        return f"{where}should be the scope and the key of a Databricks secret, `scope/key`, not the secret."
     hint = " Put quotes around it." if error["type"] == "string_type" and error["input"] is not None else ""
     return f"{where}{error['msg']}; found {_found(error['input'])}.{hint}"
 

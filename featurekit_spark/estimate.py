@@ -198,6 +198,9 @@ class _DryRun(Execution):
                 ids = dict.fromkeys(r.entry_id or "" for r in results if r.origin is not Origin.HIT)
                 yield from FailedKeys.summed(builder.name, [known[i] for i in ids if i in known])
 
+    def _ready_clients(self) -> None:
+        """Nobody makes a call."""
+
     def _write_traces(self) -> None:
         """Nothing was made that a trace could speak of."""
 

@@ -255,6 +255,8 @@ class Execution(Proofs):
                 self._check(traces)
                 for source, name in self.scanned:
                     self.evaluator.take_offered(source, self._needed(name))
+                if self._wanted():
+                    self._ready_clients()
                 moved = max((check.moved for check in self.checks.values()), default=0)
                 self.engine.prepare(moved, self.plan, self.job)
             case KeyedStage(feeds=feeds) if feeds == {"gather"} and not self.regather:
@@ -268,6 +270,15 @@ class Execution(Proofs):
                 commit(self.job.cache, self.evaluator, run_id=self.job.run_id)
             case GatherStage():
                 pass
+
+    def _ready_clients(self) -> None:
+        """Before anything is computed: those who make paid calls get hold of what their copies on workers cannot."""
+        if self.job.purse is not None and self.job.purse.budget.no_new_calls:
+            return
+        for name in dict.fromkeys(name for builder in self.graph if builder.paid for name in builder.needs):
+            ready = getattr(getattr(self.job.context, name, None), "ready", None)
+            if callable(ready):
+                ready()
 
     def _check_leases(self) -> None:
         """Once, before the first call: without their server every key would wait for it, and fail."""

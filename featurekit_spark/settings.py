@@ -66,7 +66,7 @@ def _without_user(url: str) -> str:
             raise PydanticCustomError(
                 "needs",
                 "names a user (user:password@host), which calls with an API key cannot have; leave it out, and put "
-                "what the server takes as key into the variable that api_key_env names",
+                "what the server takes as key into the variable that api_key_env names, or the secret api_key_secret",
             )
     return url
 
@@ -79,11 +79,21 @@ Seconds = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+SecretPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@-]{1,128}/[A-Za-z0-9_.-]{1,128}$")]
 Url = Annotated[Text, AfterValidator(_without_user)]
 ImportPath = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 
 
 _PROMPT_FIELDS = {"title"}
+_KEY_VARIABLE = "OPENAI_API_KEY"
+
+
+def _one_key(variable: str, secret: str | None) -> None:
+    if secret is not None and variable != _KEY_VARIABLE:
+        raise PydanticCustomError(
+            "needs",
+            "needs the API key in one place, found api_key_env and api_key_secret; leave one of them out",
+        )
 
 
 def mask_password(text: str) -> str:
@@ -191,7 +201,8 @@ class EmbedderSettings(_Section):
     revision: Text | None = None
     prefix: str | None = None
     base_url: Url = "https://api.openai.com/v1"
-    api_key_env: EnvName = "OPENAI_API_KEY"
+    api_key_env: EnvName = _KEY_VARIABLE
+    api_key_secret: SecretPath | None = None
     send_dim: Annotated[bool, Field(strict=True)] = True
     batch_size: Count = 128
     concurrency: Count = 4
@@ -202,6 +213,7 @@ class EmbedderSettings(_Section):
 
     @model_validator(mode="after")
     def _fits_the_provider(self) -> EmbedderSettings:
+        _one_key(self.api_key_env, self.api_key_secret)
         match self.provider:
             case "openai" | "sentence-transformers" if self.model is None:
                 needed = f"needs a model when provider is {self.provider!r}"
@@ -272,7 +284,8 @@ class RetentionSettings(_Section):
 
 
 class LLMSettings(_Section):
-    """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key.
+    """`offline` is the deterministic stand-in. `api_key_env` names the variable that holds the API key,
+    `api_key_secret` the scope and key of a Databricks secret that does.
 
     `price` is the model's; without it `prices`, a file such as conf/prices.yaml, is asked for it. `executor` says who
     makes paid calls on Spark, of embeddings too: where its workers have no network, the driver. `mode` batch hands
@@ -282,7 +295,8 @@ class LLMSettings(_Section):
     provider: Literal["offline", "openai"] = "offline"
     base_url: Url = "https://api.openai.com/v1"
     model: Text | None = None
-    api_key_env: EnvName = "OPENAI_API_KEY"
+    api_key_env: EnvName = _KEY_VARIABLE
+    api_key_secret: SecretPath | None = None
     temperature: Annotated[float, Field(strict=True, ge=0, le=2)] | None = 0.0
     max_tokens: Count | None = 512
     answer_tokens: Count | None = None
@@ -305,6 +319,7 @@ class LLMSettings(_Section):
 
     @model_validator(mode="after")
     def _has_model(self) -> LLMSettings:
+        _one_key(self.api_key_env, self.api_key_secret)
         if self.provider == "openai" and self.model is None:
             raise PydanticCustomError("needs", "needs a model when provider is 'openai'")
         if self.mode == "batch" and self.provider != "openai":

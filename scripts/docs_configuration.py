@@ -49,6 +49,8 @@ MEANINGS = {
     "other E5 models want one too.",
     "embedder.base_url": "The server's address, up to `/v1`.",
     "embedder.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
+    "embedder.api_key_secret": "Instead: a Databricks secret that is the API key, `scope/key` (extra `databricks`). See "
+    "[API keys](design/paid.md#api-keys).",
     "embedder.send_dim": "Whether the server is asked for `dim` dimensions; some refuse the question.",
     "embedder.batch_size": "Texts in one request, or in one call of a model of `sentence-transformers`.",
     "embedder.concurrency": "Requests in flight, of all tasks of a run together.",
@@ -61,6 +63,8 @@ MEANINGS = {
     "llm.base_url": "The server's address, up to `/v1`.",
     "llm.model": "The model's name. Needed when the provider is `openai`.",
     "llm.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
+    "llm.api_key_secret": "Instead: a Databricks secret that is the API key, `scope/key` (extra `databricks`). See "
+    "[API keys](design/paid.md#api-keys).",
     "llm.temperature": "Part of a request's identity; null leaves it to the provider.",
     "llm.max_tokens": "Longest answer, part of a request's identity; null leaves it to the provider.",
     "llm.answer_tokens": "How many tokens an answer is taken to have where a plan tells costs before there are any; "

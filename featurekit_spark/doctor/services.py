@@ -15,6 +15,7 @@ from typing import Any, assert_never
 
 from featurekit_spark.doctor.base import Check, fail, ok, warn
 from featurekit_spark.errors import FeaturekitError, known_names
+from featurekit_spark.paid.secrets import KeyInScope
 from featurekit_spark.settings import EmbedderSettings, LLMSettings, RedisSinkSettings, mask_password
 
 __all__ = ["catalog", "embedder", "model", "redis_sink"]
@@ -92,22 +93,12 @@ def _package(name: str, extra: str, what: str) -> Check:
 
 def _server(name: str, of: LLMSettings | EmbedderSettings, environ: Mapping[str, str]) -> Check:
     """GET /models with the key: costs nothing, and tells whether server, key and model fit."""
-    where, variable, section = mask_password(of.base_url), of.api_key_env, _SECTIONS[name]
+    where, section = mask_password(of.base_url), _SECTIONS[name]
     if find_spec("openai") is None:
         return fail(name, "the openai package is missing", "pip install 'featurekit-spark[llm]'")
-    key = environ.get(variable)
-    if not key:
-        return fail(
-            name,
-            f"{where}: the variable {variable} is not set",
-            f"Set {variable} to the API key (to any text if the server needs none).",
-        )
-    if not (key.isascii() and key.isprintable()):  # an error about the header would quote it
-        return fail(
-            name,
-            f"{where}: what {variable} holds is no key: it has line breaks or letters beyond ASCII",
-            f"Set {variable} again, without a line break at its end.",
-        )
+    key = _key(name, of, where, environ)
+    if isinstance(key, Check):
+        return key
     try:
         found = _get(f"{of.base_url.rstrip('/')}/models", key, min(of.timeout_s, _LONGEST_WAIT_S))
     except urllib.error.HTTPError as error:
@@ -125,15 +116,50 @@ def _server(name: str, of: LLMSettings | EmbedderSettings, environ: Mapping[str,
             f"{where} answers, and does not list {of.model!r} among its {len(names)} models",
             f"Check {section}.model; some servers answer for models that they do not list.",
         )
-    return ok(name, f"{where} answers, the key in {variable} is accepted, model {of.model!r}")
+    return ok(name, f"{where} answers, the key in {_place(of)} is accepted, model {of.model!r}")
+
+
+def _key(
+    name: str, of: LLMSettings | EmbedderSettings, where: str, environ: Mapping[str, str]
+) -> str | Check:
+    """The API key, or why there is none."""
+    if of.api_key_secret is not None:
+        try:
+            return KeyInScope(of.api_key_secret).value(what=where)
+        except FeaturekitError as error:
+            return fail(
+                name,
+                mask_password(str(error)),
+                f"Make the secret readable here, or leave {_SECTIONS[name]}.api_key_secret out and put the key into "
+                f"the variable {of.api_key_env}.",
+            )
+    variable = of.api_key_env
+    key = environ.get(variable)
+    if not key:
+        return fail(
+            name,
+            f"{where}: the variable {variable} is not set",
+            f"Set {variable} to the API key (to any text if the server needs none).",
+        )
+    if not (key.isascii() and key.isprintable()):  # an error about the header would quote it
+        return fail(
+            name,
+            f"{where}: what {variable} holds is no key: it has line breaks or letters beyond ASCII",
+            f"Set {variable} again, without a line break at its end.",
+        )
+    return key
+
+
+def _place(of: LLMSettings | EmbedderSettings) -> str:
+    return of.api_key_env if of.api_key_secret is None else f"the secret {of.api_key_secret}"
 
 
 def _refused(name: str, of: LLMSettings | EmbedderSettings, where: str, status: int) -> Check:
     if status in {401, 403}:
         return fail(
             name,
-            f"{where} refuses the key in {of.api_key_env} (status {status})",
-            f"Put a key of this server into {of.api_key_env}.",
+            f"{where} refuses the key in {_place(of)} (status {status})",
+            f"Put a key of this server into {_place(of)}.",
         )
     return warn(
         name,

@@ -1,8 +1,8 @@
 """Embeddings from any OpenAI-compatible server, through the `openai` package's async client.
 
 Owns how texts become requests and an answer becomes vectors: which texts go together, which of them a server refuses,
-who pays which share. Attempts are the retry layer's affair (the SDK's own is off). The API key is
-read from the environment when a call is made; it is never kept in this object.
+who pays which share. Attempts are the retry layer's affair (the SDK's own is off). The API key is read when a client
+is made, from where `paid.secrets` says.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
 from featurekit_spark.paid.openai_protocol import Line, blames_request, copied, judged, received, server_url
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import RetryPolicy, Sign, failure_of, with_retries
+from featurekit_spark.paid.secrets import api_key
 from featurekit_spark.paid.tokens import count_tokens
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class OpenAIEmbedder:
     Single texts are collected for a few milliseconds and asked for in requests of up to `batch_size`, at most
     `requests` of them in flight. `prefix` goes before every text (`"query: "` for E5 models). `dim` is
     asked for unless `send_dim` is off, for servers that refuse the parameter; either way vectors have to have it.
-    `price`: of the model; without it vectors carry no usd. Needs the extra `featurekit-spark[llm]`.
+    `price`: of the model; without it vectors carry no usd. The API key is in the environment variable `api_key_env`, or
+    in the Databricks secret `api_key_secret`, `scope/key`. Needs the extra `featurekit-spark[llm]`.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class OpenAIEmbedder:
         send_dim: bool = True,
         encoding: Literal["base64", "float"] = "base64",
         api_key_env: str = "OPENAI_API_KEY",
+        api_key_secret: str | None = None,
         batch_size: int = 128,
         requests: int = 4,
         policy: RetryPolicy | None = None,
@@ -73,7 +76,7 @@ class OpenAIEmbedder:
         self.base_url = server_url(base_url)
         self.model, self.dim, self.prefix = model, dim, prefix
         self.send_dim, self.encoding = send_dim, encoding
-        self.api_key_env, self.price = api_key_env, price
+        self.key, self.price = api_key(api_key_env, api_key_secret), price
         self.batch_size, self.requests = batch_size, requests
         self.policy, self.limiter = policy or RetryPolicy(), limiter or LocalLimiter()
         self.identity = f"openai:{model}@{self.base_url}:prefix={prefix!r}:dim={dim}"
@@ -97,6 +100,11 @@ class OpenAIEmbedder:
         share.requests = max(1, self.requests // n)
         share.limiter = self.limiter.divided(n, one_host=one_host)
         return share
+
+    def ready(self) -> None:
+        """Before the embedder travels to those who ask it: get hold of a key that they cannot read. Raises as calls do
+        without one."""
+        self.key.ready(what=f"{self.model} at {self.base_url}")
 
     def warm_up(self) -> None:
         """Load the client library."""
@@ -230,7 +238,7 @@ class _Line(Line):
             embedder.base_url,
             "/embeddings",
             model=embedder.model,
-            key_env=embedder.api_key_env,
+            key=embedder.key,
             at_once=embedder.requests,
         )
         self.texts: Coalescer[Embedded] = Coalescer(

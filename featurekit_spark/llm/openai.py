@@ -1,8 +1,7 @@
 """A chat model behind any OpenAI-compatible server, through the `openai` package's async client.
 
 Owns the bound on calls in flight, and the translation of the SDK's answers and errors; `paid` owns retries and rate
-limits (the SDK's own retries are off). The API key is read from the environment when a client is made; it is never
-kept in this object.
+limits (the SDK's own retries are off). The API key is read when a client is made, from where `paid.secrets` says.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from featurekit_spark.paid.openai_protocol import (
 )
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import RetryPolicy, with_retries
+from featurekit_spark.paid.secrets import api_key
 from featurekit_spark.paid.usage import expected_cost, usage_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class OpenAIChat:
     tried up to `attempts` times within `deadline_s` seconds where that can help (rate limits, server errors, lost
     connections). `limiter` paces calls; without one only a server's Retry-After does. `price`: of its tokens; without
     one answers carry no usd. `answer_tokens`: how many an answer is taken to have before there are any (None: as many
-    as it may have). Needs the extra `featurekit-spark[llm]`.
+    as it may have). The API key is in the environment variable `api_key_env`, or in the Databricks secret
+    `api_key_secret`, `scope/key`. Needs the extra `featurekit-spark[llm]`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class OpenAIChat:
         model: str,
         *,
         api_key_env: str = "OPENAI_API_KEY",
+        api_key_secret: str | None = None,
         concurrency: int = 8,
         timeout_s: float = 60.0,
         deadline_s: float = 300.0,
@@ -73,7 +75,7 @@ class OpenAIChat:
             raise UsageError(f"concurrency must be positive, found {concurrency!r}")
         self.base_url = server_url(base_url)
         self.model = model
-        self.api_key_env = api_key_env
+        self.key = api_key(api_key_env, api_key_secret)
         self.concurrency = concurrency
         self.policy = RetryPolicy(attempts, timeout_s, deadline_s)
         self.limiter = LocalLimiter() if limiter is None else limiter
@@ -82,7 +84,7 @@ class OpenAIChat:
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        return f"OpenAIChat({self.base_url!r}, {self.model!r}, api_key_env={self.api_key_env!r})"
+        return f"OpenAIChat({self.base_url!r}, {self.model!r}, key={str(self.key)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = ((name, value) for name, value in self.__dict__.items() if name != "_lines")
@@ -97,6 +99,11 @@ class OpenAIChat:
         share.concurrency = max(1, self.concurrency // n)
         share.limiter = self.limiter.divided(n, one_host=one_host)
         return share
+
+    def ready(self) -> None:
+        """Before the model travels to those who ask it: get hold of a key that they cannot read. Raises as calls do
+        without one."""
+        self.key.ready(what=f"{self.model} at {self.base_url}")
 
     def warm_up(self) -> None:
         """Load the client library."""
@@ -210,7 +217,7 @@ class OpenAIChat:
                 self.base_url,
                 "/chat/completions",
                 model=self.model,
-                key_env=self.api_key_env,
+                key=self.key,
                 at_once=self.concurrency,
             )
         return self._lines[loop]

@@ -200,7 +200,7 @@ class BatchClient:
                     "llm.mode: online there."
                 ) from refused
             raise ContextError(
-                f"the batch API refused: {refused}. See whether the key in {self.chat.api_key_env} is the one that the "
+                f"the batch API refused: {refused}. See whether the key in {self.chat.key} is the one that the "
                 "batch was handed in with."
             ) from refused
         return called.value

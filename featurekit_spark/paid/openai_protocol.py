@@ -1,5 +1,4 @@
-"""What clients of the OpenAI protocol have in common: their connections, what a failed attempt means, the API key, and
-travelling.
+"""What clients of the OpenAI protocol have in common: their connections, what a failed attempt means, and travelling.
 
 Knows the SDK, its errors, and clients of any kind; what is asked and what an answer holds, it does not.
 """
@@ -19,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.errors import ContextError, UsageError
 from featurekit_spark.paid.retry import Breaker, CallFailure, Clock, FailureKind, Sign, retry_after
+from featurekit_spark.paid.secrets import ApiKey
 
 if TYPE_CHECKING:
     import openai
 
 __all__ = [
     "Line",
-    "api_key",
     "blames_request",
     "copied",
     "final",
@@ -41,6 +40,7 @@ State = tuple[tuple[str, Any], ...]
 _TRIED_AGAIN = frozenset({408, 409})  # beside 429, and all from 500
 _OF_NOBODY = frozenset({401, 403, 404})  # no request gets an answer with this key, or from this address
 _OF_NOBODY_BY_CODE = frozenset({"invalid_api_key", "model_not_found"})
+_SHORTEST_KEY = 8  # what stands for a key where none is needed may be a word
 _NO_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 # A password may hold what ends the host of a URL; after the colon of a host there is a number.
 _USER = re.compile(r"://([^/]*@|[^/@]*:(?!\d+/)[^@]*@)")
@@ -51,9 +51,9 @@ class Line:
     `at_once` on calls in flight, a clock and a breaker. Requests to `model` go to `path` below `base_url`. ContextError
     without an API key, or without the packages."""
 
-    def __init__(self, base_url: str, path: str, *, model: str, key_env: str, at_once: int) -> None:
+    def __init__(self, base_url: str, path: str, *, model: str, key: ApiKey, at_once: int) -> None:
         what = f"{model} at {base_url}"
-        key = api_key(key_env, what=what)
+        own_key = key.value(what=what)
         try:
             import httpx2
             from openai import AsyncOpenAI, DefaultAioHttpClient
@@ -66,7 +66,7 @@ class Line:
             ) from error
         # An attempt's time is measured as a whole, not per read.
         self.client = AsyncOpenAI(
-            api_key=key, base_url=base_url, timeout=None, max_retries=0, http_client=http
+            api_key=own_key, base_url=base_url, timeout=None, max_retries=0, http_client=http
         )
         self.free = asyncio.Semaphore(at_once)
         self.clock, self.breaker = Clock(), Breaker()
@@ -125,6 +125,7 @@ def judged(
 
     match error:
         case openai.APIStatusError():
+            _hide_key(error)
             said = f"status {error.status_code}: {error.message[:300]}"
             wait = retry_after(error.response.headers, clock)
             status = error.status_code
@@ -146,6 +147,14 @@ def judged(
             return unclear(f"{type(error).__name__}: {error}")
 
 
+def _hide_key(error: openai.APIStatusError) -> None:
+    """Some servers repeat the key that they refuse, and errors are kept."""
+    key = error.request.headers.get("authorization", "").removeprefix("Bearer ")
+    if len(key) >= _SHORTEST_KEY and key in error.message:
+        error.message = error.message.replace(key, "***")
+        error.args = (error.message,)
+
+
 def _refuse_unsendable(request: Mapping[str, Any]) -> None:
     try:
         json.dumps(request, ensure_ascii=False, allow_nan=False).encode()
@@ -163,25 +172,9 @@ def server_url(base_url: str) -> str:
     if holds_a_password(base_url):
         raise UsageError(
             "base_url names a user (user:password@host), which calls with an API key cannot have: leave it out, and "
-            "put what the server takes as key into the variable that api_key_env names."
+            "put what the server takes as key into the variable that api_key_env names, or the secret api_key_secret."
         )
     return base_url.rstrip("/")
-
-
-def api_key(variable: str, *, what: str) -> str:
-    """The key that the environment holds now; ContextError where it holds none, or what cannot be one."""
-    key = os.environ.get(variable)
-    if not key:
-        raise ContextError(
-            f"the environment variable {variable} is not set, but {what} takes its API key from it. Set it (to any "
-            "text if none is needed)."
-        )
-    if not (key.isascii() and key.isprintable()):  # an error about the header would quote it
-        raise ContextError(
-            f"what the environment variable {variable} holds is no API key for {what}: it has line breaks or letters "
-            "beyond ASCII. Set it again, without a line break at its end and without quotes that an editor made."
-        )
-    return key
 
 
 def received(kind: Any, state: State) -> Any:
