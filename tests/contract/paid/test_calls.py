@@ -36,7 +36,7 @@ def test_every_prompt_of_a_storm_ends_in_exactly_one_outcome() -> None:
     prompts = [f"p{i}" for i in range(400)]
     storm = {"busy": 0.3, "broken": 0.05, "hang": 0.02, "malformed": 0.02, "refusal": 0.01}
     with load_server(delay_s=0.01, retry_after_s=0.02, seed=5, **storm) as server:
-        chat = OpenAIChat(server.url, "m", api_key_env="TEST_CHAT_KEY", concurrency=32, timeout_s=0.5)
+        chat = OpenAIChat(server.url, "m", api_key_env="TEST_CHAT_KEY", concurrency=32, timeout_s=1.5)
         found = outcomes(chat, prompts)
         seen = server.seen()
     assert found["answered"] + found["error"] == len(prompts) == seen.prompts
