@@ -70,6 +70,9 @@ from featurekit_spark.sources.interactions import (
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from featurekit_spark.search.generations import StoredIndex
+    from featurekit_spark.search.index import IndexSpec
+
 __all__ = ["Bootstrap"]
 
 
@@ -373,6 +376,34 @@ class Bootstrap:
                     )
                 )
         return sinks
+
+    def get_vector_index(self, spec: IndexSpec | None = None) -> StoredIndex:
+        """The index at `vector_index`; without a spec as it is there. Raises ConfigError where none is configured."""
+        from featurekit_spark.search.stores import LanceIndex, QdrantIndex
+        from featurekit_spark.search.stores.names import name_of
+
+        index = self.settings.vector_index
+        name = index.name or name_of(self.merchant, self.market)
+        match index.kind:
+            case "qdrant":
+                return QdrantIndex(
+                    name,
+                    spec,
+                    path=index.path,
+                    url=index.url,
+                    api_key_env=index.api_key_env,
+                    exact=index.exact,
+                    timeout_s=index.timeout_s,
+                )
+            case "lancedb":
+                return LanceIndex(name, spec, uri=index.path or "", exact=index.exact)
+            case "none":
+                raise ConfigError(
+                    "vector_index.kind is none: name an index in the conf file, or with --set "
+                    "vector_index.kind=lancedb --set vector_index.path=FOLDER."
+                )
+            case _:
+                assert_never(index.kind)
 
     def get_quality(self) -> Mapping[str, int]:
         """What the catalog's reader counted: rows, dropped duplicates, missing titles.

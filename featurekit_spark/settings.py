@@ -45,6 +45,7 @@ __all__ = [
     "Settings",
     "SinkSettings",
     "TracingSettings",
+    "VectorIndexSettings",
     "leaf_paths",
     "mask_password",
     "origin_of",
@@ -331,6 +332,36 @@ class SearchSettings(_Section):
     top_k: Count = 10
 
 
+class VectorIndexSettings(_Section):
+    """Where `featurekit vectors` exports to: a folder (of LanceDB also an address such as s3://bucket/path), or a
+    Qdrant server, whose key is in the variable `api_key_env`. `name` null is made of merchant and market. `fields` are
+    attributes of products, with their types: what can be filtered on."""
+
+    kind: Literal["none", "qdrant", "lancedb"] = "none"
+    path: Text | None = None
+    url: Url | None = None
+    api_key_env: EnvName | None = None
+    name: Text | None = None
+    fields: dict[Text, Literal["str", "int", "float", "bool"]] = Field(default_factory=dict)
+    exact: Annotated[bool, Field(strict=True)] = True
+    timeout_s: Seconds = 60.0
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> VectorIndexSettings:
+        match self.kind:
+            case "qdrant" if (self.path is None) == (self.url is None):
+                needed = "needs path or url, one of them, when kind is 'qdrant'"
+            case "lancedb" if self.path is None or self.url is not None:
+                needed = "needs a path, and no url, when kind is 'lancedb'"
+            case "none" if self.path is not None or self.url is not None:
+                needed = "needs kind: qdrant or lancedb for a path or url"
+            case _ if self.api_key_env is not None and self.url is None:
+                needed = "needs a url for api_key_env"
+            case _:
+                return self
+        raise PydanticCustomError("needs", "{needed}", {"needed": needed})
+
+
 class EngineSettings(_Section):
     """Up to `in_process_keys` keys run without Spark; up to `collect_mb` of a stage come to the driver."""
 
@@ -414,6 +445,7 @@ class Settings(_Section):
     embedder: EmbedderSettings = EmbedderSettings()
     llm: LLMSettings = LLMSettings()
     search: SearchSettings = SearchSettings()
+    vector_index: VectorIndexSettings = VectorIndexSettings()
     template_engine: Literal["fields", "jinja"] = "fields"
     prompt_template: Annotated[Text, Field(validate_default=True)] = "get recommendations for {title}"
     logic_builders: Annotated[tuple[ImportPath, ...], Field(min_length=1)] = (

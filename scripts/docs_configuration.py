@@ -104,6 +104,18 @@ MEANINGS = {
     "llm.retention.answers": "The same of answers. Of what only a hash is left is asked again when it is needed again.",
     "llm.retention.after_days": "Days after which it does so; a prompt is as old as its newest entry.",
     "search.top_k": "Recommendations per product.",
+    "vector_index.kind": "Where `featurekit vectors` exports to: `qdrant` or `lancedb` (extra `vector`). See "
+    "[outside stores](design/search.md#outside-stores).",
+    "vector_index.path": "A folder; of LanceDB also an address such as `s3://bucket/path`. One process at a time has a "
+    "folder of Qdrant.",
+    "vector_index.url": "A Qdrant server, 1.16 or newer, instead of a folder.",
+    "vector_index.api_key_env": "Name of the environment variable that holds its API key. Never the key itself.",
+    "vector_index.name": "The index; null is made of merchant and market, such as `abt-US`.",
+    "vector_index.fields": "Attributes that go along, and can be filtered on, with their types: `{brand: str, price: "
+    "float}`.",
+    "vector_index.exact": "Compare all rows. `false`: search the store's own index, which is faster and may miss "
+    "neighbours.",
+    "vector_index.timeout_s": "Seconds until a request to a server is given up.",
     "template_engine": "`fields`: plain named fields. `jinja`: conditions, filters and loops (extra `llm`), in a "
     "sandbox.",
     "prompt_template": "The user message; `{title}` is its one field, `{{` and `}}` are braces. With `jinja` it is "

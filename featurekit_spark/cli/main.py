@@ -38,6 +38,7 @@ from featurekit_spark.cli.shared import (
     answering,
 )
 from featurekit_spark.cli.streams import stderr_apart
+from featurekit_spark.cli.vectors_commands import vectors_app
 from featurekit_spark.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ cache_app.command("promote")(promote_command)
 cache_app.command("purge")(purge_command)
 cache_app.command("retain")(retain_command)
 app.command("invalidate")(invalidate_command)
+app.add_typer(vectors_app)
 app.add_typer(config_app)
 app.command("doctor")(doctor_command)
 app.command("demo")(demo_command)

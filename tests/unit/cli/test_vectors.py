@@ -1,0 +1,132 @@
+"""`featurekit vectors` end to end: a catalog, a run, an export to each store, a search with filters."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from featurekit_spark.cli import app
+from featurekit_spark.testing.qdrant import qdrant_server
+
+KEY = "s3cret-of-the-test"
+
+
+@pytest.fixture(params=["lancedb", "qdrant", "server"])
+def index(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
+    """Settings that name one."""
+    fields = "vector_index.fields={brand: str, price: float}"
+    if request.param != "server":
+        yield [f"vector_index.kind={request.param}", f"vector_index.path={tmp_path / 'index'}", fields]
+        return
+    monkeypatch.setenv("TEST_QDRANT_KEY", KEY)
+    with qdrant_server(api_key=KEY) as server:
+        yield [
+            *("vector_index.kind=qdrant", f"vector_index.url={server.url}"),
+            *("vector_index.api_key_env=TEST_QDRANT_KEY", fields),
+        ]
+
+
+def featurekit(folder: Path, words: list[str], changes: list[str]) -> Result:
+    places = [f"product_db.path={folder / 'catalogs'}", f"warehouse={folder / 'warehouse'}"]
+    given = [word for change in (*places, *changes) for word in ("--set", change)]
+    return CliRunner().invoke(app, [*words, "--merchant", "demo", "--market", "US", *given])
+
+
+def run(folder: Path) -> None:
+    assert featurekit(folder, ["run", "--engine", "local"], []).exit_code == 0
+
+
+def told(done: Result) -> dict[str, Any]:
+    assert KEY not in done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Path:
+    """A folder with a catalog of which everything is computed."""
+    done = CliRunner().invoke(app, ["demo", "--products", "40", "--folder", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    return tmp_path
+
+
+def test_an_export_sends_what_differs_and_a_search_finds_it(shop: Path, index: list[str]) -> None:
+    as_json = ["--output", "json"]
+    first = told(featurekit(shop, ["vectors", "export", "--dry-run", *as_json], index))
+    assert (first["how"], first["sent"], first["dry_run"]) == ("replaced", 40, True)
+    nothing = featurekit(shop, ["vectors", "show"], index)
+    assert nothing.exit_code == 2 and "nothing yet" in nothing.stderr and "vectors export" in nothing.stderr
+    done = featurekit(shop, ["vectors", "export", "--batch", "7"], index)
+    assert done.exit_code == 0, done.output
+    assert "demo US: 40 vectors are in " in done.stdout
+    assert "a new generation, switched to: 40 sent, 0 there already, 0 removed" in done.stdout
+
+    catalog = shop / "catalogs" / "demo_US.csv"
+    with catalog.open(encoding="utf-8", newline="") as file:
+        products = list(csv.DictReader(file))
+    products[0]["price"] = "1.25"
+    products[1]["title"] = "Garden chair of teak"
+    removed = products.pop()
+    with catalog.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(products[0]))
+        writer.writeheader()
+        writer.writerows(products)
+    run(shop)
+    changed = told(featurekit(shop, ["vectors", "export", *as_json], index))
+    figures = [changed[name] for name in ("how", "rows", "sent", "same", "removed")]
+    assert figures == ["changed", 39, 2, 37, 1]
+    again = told(featurekit(shop, ["vectors", "export", *as_json], index))
+    assert (again["how"], again["sent"], again["content"]) == ("unchanged", 0, changed["content"])
+
+    found = told(featurekit(shop, ["vectors", "search", "garden chair of teak", "-k", "3", *as_json], index))
+    assert found["hits"][0]["id"] == products[1]["product_id"]
+    assert len(found["hits"]) == 3
+    cheap = ["--where", "price<=1.25", "--where", f"brand={products[0]['brand']}"]
+    found = told(featurekit(shop, ["vectors", "search", "anything at all", *cheap, *as_json], index))
+    assert [hit["id"] for hit in found["hits"]] == [products[0]["product_id"]]
+    assert found["hits"][0]["payload"] == {"brand": products[0]["brand"], "price": 1.25}
+    shown = featurekit(shop, ["vectors", "search", "chair", "-k", "40"], index).stdout
+    assert shown.splitlines()[0].split() == ["score", "product", "brand", "price"]
+    assert removed["product_id"] not in shown and len(shown.splitlines()) == 40
+
+    state = told(featurekit(shop, ["vectors", "show", *as_json], index))
+    assert (state["rows"], state["spec"]["dim"], state["content"]) == (39, 384, changed["content"])
+    text = featurekit(shop, ["vectors", "show"], index).stdout
+    assert "39 rows, 384 dimensions" in text and "brand (str), price (float)" in text
+
+
+def test_what_cannot_be_is_said(shop: Path, index: list[str]) -> None:
+    assert featurekit(shop, ["vectors", "export"], index).exit_code == 0
+    for words, said in (
+        (["--where", "colour=red"], "Known: brand, price"),
+        (["--where", "price=cheap"], "'cheap' is none"),
+        (["--where", "price"], "is no condition"),
+    ):
+        done = featurekit(shop, ["vectors", "search", "chair", *words], index)
+        assert done.exit_code == 2 and said in done.stderr
+    done = featurekit(shop, ["vectors", "search", "chair"], [*index, "embedder.dim=64"])
+    assert done.exit_code == 3 and "export to it anew" in done.stderr
+    done = featurekit(shop, ["vectors", "export", "--builder", "ProductEmbedingDB"], index)
+    assert done.exit_code == 2 and "Did you mean 'ProductEmbeddingDB'?" in done.stderr
+    done = featurekit(shop, ["vectors", "export"], [*index[:-1], "vector_index.fields={title: int}"])
+    assert done.exit_code == 4 and "'title' is " in done.stderr and "demo-0000" in done.stderr
+    done = featurekit(shop, ["vectors", "export"], [])
+    assert done.exit_code == 3 and "vector_index.kind is none" in done.stderr
+
+
+def test_nothing_is_computed_by_an_export(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["demo", "--products", "5", "--folder", str(tmp_path)])
+    assert done.exit_code == 0
+    index = ["vector_index.kind=lancedb", f"vector_index.path={tmp_path / 'index'}"]
+    elsewhere = [*index, f"warehouse={tmp_path / 'other'}"]
+    done = featurekit(tmp_path, ["vectors", "export"], elsewhere)
+    assert done.exit_code != 0 and "ProductEmbeddingDB" in done.stderr
+    assert not (tmp_path / "index").exists()
