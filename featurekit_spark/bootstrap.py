@@ -46,6 +46,7 @@ from featurekit_spark.paid.redis_leases import RedisLeases
 from featurekit_spark.paid.redis_limits import RedisLimiter
 from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.paid.tracing import CallTracer
+from featurekit_spark.search.copies import Copies
 from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.settings import (
@@ -105,14 +106,13 @@ class Bootstrap:
 
     @cached_property
     def context(self) -> Context:
-        settings = self.settings
         return Context(
             product_db=self.get_product_db(),
             interaction_data_db=self.get_interaction_data_db(),
             merchant_config=self.get_merchant_config(self.merchant),
             llm=self.get_llm(),
             embedder=self.get_embedder(),
-            matrices=MatrixStore(f"{settings.warehouse.rstrip('/')}/matrices"),
+            matrices=self.get_matrices(),
             clock=self.get_clock(),
         )
 
@@ -143,6 +143,14 @@ class Bootstrap:
             return None
         return FileInteractionDB(db.path) if db.kind == "files" else DeltaInteractionDB(db.path)
 
+    def get_matrices(self) -> MatrixStore:
+        """The embedding matrices of the warehouse."""
+        settings = self.settings
+        return MatrixStore(
+            f"{settings.warehouse.rstrip('/')}/matrices",
+            copies=Copies(settings.search.copies, max_mb=settings.search.copies_mb),
+        )
+
     def get_merchant_config(self, merchant: str) -> Mapping[str, Any]:
         """What builders read of a merchant's configuration: plain values, no secrets."""
         settings = self.settings
@@ -155,6 +163,7 @@ class Bootstrap:
             "title_attribute": settings.product_db.title_attribute,
             "dimensions": dict(settings.product_db.dimensions.get(self.market, {})),
             "top_k": settings.search.top_k,
+            "storage": settings.search.storage,
             "suggestions": settings.llm.suggestions,
             "temperature": settings.llm.temperature,
             "max_tokens": settings.llm.max_tokens,

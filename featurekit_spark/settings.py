@@ -329,7 +329,12 @@ class LLMSettings(_Section):
 
 
 class SearchSettings(_Section):
+    """`storage` is the type of an embedding matrix's numbers. `copies` null: each host's temporary folder."""
+
     top_k: Count = 10
+    storage: Literal["float32", "float16", "int8"] = "float32"
+    copies: Text | None = None
+    copies_mb: Count = 20_000
 
 
 class VectorIndexSettings(_Section):

@@ -104,6 +104,12 @@ MEANINGS = {
     "llm.retention.answers": "The same of answers. Of what only a hash is left is asked again when it is needed again.",
     "llm.retention.after_days": "Days after which it does so; a prompt is as old as its newest entry.",
     "search.top_k": "Recommendations per product.",
+    "search.storage": "Type of an embedding matrix's numbers: `float16` is half as large, `int8` a quarter; answers are "
+    "those of rounded vectors. See [search](design/search.md#smaller-types).",
+    "search.copies": "Folder of the files that processes map into memory, on every host or shared by all; null is the "
+    "user's own below the host's temporary folder.",
+    "search.copies_mb": "When such a file is made, those that nobody has open go, used longest ago first, until the "
+    "rest take so much.",
     "vector_index.kind": "Where `featurekit vectors` exports to: `qdrant` or `lancedb` (extra `vector`). See "
     "[outside stores](design/search.md#outside-stores).",
     "vector_index.path": "A folder; of LanceDB also an address such as `s3://bucket/path`. One process at a time has a "

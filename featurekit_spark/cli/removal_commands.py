@@ -130,7 +130,7 @@ def _places(place: Place) -> Places:
     merchant, market = place.merchant, place.market
     return Places(
         warehouse=settings.warehouse,
-        matrices=f"{settings.warehouse.rstrip('/')}/matrices",
+        matrices=boot.get_matrices(),
         sinks=boot.get_sinks(),
         group=(merchant, market) if merchant is not None and market is not None else None,
         logic_builders=[builder.name for builder in boot.get_logic_builders()],

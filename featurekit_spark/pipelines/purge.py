@@ -17,6 +17,7 @@ from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.purge import Subject, apply_purge, mentioned, plan_purge
 from featurekit_spark.fingerprint import key_json
 from featurekit_spark.llm.batch_records import BatchRecords
+from featurekit_spark.search.matrix import MatrixStore
 from featurekit_spark.search.removal import matrices_with, remove_matrices
 from featurekit_spark.sinks.base import Sink
 from featurekit_spark.sinks.delta import DeltaSink
@@ -33,7 +34,7 @@ class Places:
     them unless it is a dry run; how many."""
 
     warehouse: str | None = None
-    matrices: str | None = None
+    matrices: MatrixStore | None = None
     sinks: Sequence[Sink] = ()
     group: tuple[str, str] | None = None
     logic_builders: Sequence[str] = ()
@@ -71,12 +72,12 @@ def _purge(
     dry_run: bool,
 ) -> dict[str, Any]:
     ids = {subject[-1] for subject in subjects if isinstance(subject[-1], str)}
-    held = matrices_with(places.matrices, ids) if places.matrices else set()
+    held = matrices_with(places.matrices.path, ids) if places.matrices else set()
     plan = plan_purge(cache, subjects, texts=texts, matrices=held)
     report = dict(plan.report) if dry_run else apply_purge(cache, plan, reason=reason, now=now)
     report["matrices"] = len(plan.matrices)
     if places.matrices and not dry_run:
-        remove_matrices(places.matrices, plan.matrices)
+        remove_matrices(places.matrices.path, plan.matrices, copies=places.matrices.copies)
     report["sinks"] = {sink.name: _from_sink(sink, subjects, places, dry_run) for sink in places.sinks}
     report["run_documents"] = places.documents(subjects, dry_run)
     if cache.journals is not None:  # where workers and providers may leave answers

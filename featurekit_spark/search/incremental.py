@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featurekit_spark.search.arguments import Doubles, Floats, Mask, Rows
+from featurekit_spark.search.arguments import Decoded, Doubles, Floats, Mask, Rows
 from featurekit_spark.search.kernel import FlatIndex
 
 __all__ = ["Change", "OldLists", "change_between", "merge_top_k"]
@@ -93,7 +93,9 @@ def merge_top_k(
     return np.where(right, best, -np.inf), found, settled
 
 
-def change_between(former: Floats, row_of: Mapping[str, int], vectors: Floats, ids: Sequence[str]) -> Change:
+def change_between(
+    former: Floats | Decoded, row_of: Mapping[str, int], vectors: Floats | Decoded, ids: Sequence[str]
+) -> Change:
     """What makes the matrix (vectors, ids) of a former one (its vectors, and the row of each of its ids)."""
     before = np.fromiter((row_of.get(member, -1) for member in ids), dtype=np.int64, count=len(ids))
     same = before >= 0
@@ -109,7 +111,7 @@ def change_between(former: Floats, row_of: Mapping[str, int], vectors: Floats, i
     return Change(kept, fresh, index)
 
 
-def _some(vectors: Floats, rows: Rows) -> Floats:
+def _some(vectors: Floats | Decoded, rows: Rows) -> Floats:
     """Some rows, in ascending order for the most part; not copied where they follow each other."""
     first, last = int(rows[0]), int(rows[-1])
     if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():

@@ -1,7 +1,7 @@
-"""Where embedding matrices live: block rows of a Delta table, and a memory-mapped copy of each on every host.
+"""Where embedding matrices live: block rows of a Delta table, of which every host maps a copy.
 
-Owns the table's format and the local copies. A matrix is named by the hash of its ids and vectors, so that
-equal content is stored once and a copy never goes stale.
+Owns the table's format and what is open. A matrix is named by the hash of its ids and vectors, so that equal content
+is stored once and a copy never goes stale.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import shutil
 import tempfile
 import threading
 import uuid
-from collections import OrderedDict, deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
@@ -26,14 +25,17 @@ import numpy as np
 
 from featurekit_spark.errors import CacheError, DataError
 from featurekit_spark.locks import table_lock
+from featurekit_spark.search.copies import Copies, Copy
+from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.incremental import Change, change_between
 from featurekit_spark.search.kernel import FlatIndex, Floats
+from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, encode, pack, unpack
 
-__all__ = ["Matrix", "MatrixRef", "MatrixStore", "host_folder"]
+__all__ = ["Matrix", "MatrixRef", "MatrixStore"]
 
 _BLOCK_BYTES = 8 << 20  # vectors in one row of the table
 _KEPT_OPEN = 4  # matrices a process keeps mapped
-_KEPT_ON_DISK = 32  # local copies a host keeps
+_IDS_HASHED = 65_536  # at a time
 
 
 @dataclass(frozen=True)
@@ -46,33 +48,45 @@ class MatrixRef:
     path: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matrix:
-    """ids and vectors (float32 [rows, dim]), aligned. `index` is checked once and can be searched many
-    times."""
+    """ids and vectors (float32 [rows, dim], or what reads as that), aligned. `index` can be searched many times."""
 
-    ids: tuple[str, ...]
-    vectors: Floats
+    copy: Copy
+
+    @property
+    def ids(self) -> Ids:
+        return self.copy.ids
+
+    @cached_property
+    def vectors(self) -> Floats | RoundedRows:
+        return self.copy.vectors
 
     @cached_property
     def index(self) -> FlatIndex:
-        return FlatIndex(self.vectors, ids=self.ids)
+        return FlatIndex(self.vectors, ids=self.ids, norms=self.copy.norms, order=self.copy.ranks)
 
-    @cached_property
+    @property
     def row_of(self) -> dict[str, int]:
-        """Row number by id."""
+        """Row number by id; as large as the ids, and not kept."""
         return {member: row for row, member in enumerate(self.ids)}
 
 
 class MatrixStore:
     """Matrices in the Delta table at `path` (any storage that deltalake can write).
 
-    `put` is one blind append, left out where the content is there already; `open` reads from the table once
-    per host, then from a memory-mapped file that all processes of the host share.
+    `put` is one blind append, left out where the content is there already; `open` reads from the table once per host,
+    into one of `copies`, which all processes of the host map.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        copies: Copies | None = None,
+    ) -> None:
         self.path = str(path)
+        self.copies = copies or Copies()
 
     @classmethod
     def temporary(cls) -> MatrixStore:
@@ -83,31 +97,35 @@ class MatrixStore:
     def __repr__(self) -> str:
         return f"MatrixStore({self.path!r})"
 
-    def put(self, ids: Sequence[str], vectors: Any) -> MatrixRef:
-        """Store a matrix: distinct ids, float32 [len(ids), dim]. Raises DataError for what could not be
-        searched."""
+    def put(self, ids: Sequence[str], vectors: Any, *, storage: str = "float32") -> MatrixRef:
+        """Store a matrix: distinct ids, float32 [len(ids), dim], rounded to `storage`. Raises DataError for what could
+        not be searched."""
         array = np.ascontiguousarray(vectors, dtype="<f4")
         if array.ndim != 2 or len(array) != len(ids):
             raise DataError(f"{len(ids)} ids do not fit vectors of shape {array.shape}; give one row per id")
         if len(set(ids)) < len(ids):
-            twice = next(member for i, member in enumerate(ids) if member in ids[:i])
+            twice = next(member for member, times in Counter(ids).items() if times > 1)
             raise DataError(f"id {twice!r} is in the matrix twice; ids must be distinct")
         FlatIndex(array, ids=ids)
-        name = _content_hash(ids, array)
+        values, factors = encode(array, storage)
+        if values is not array:  # what was finite and not zero may be so no more
+            FlatIndex(as_rows(values, factors), ids=ids)
+        name = _content_hash(ids, values, factors, storage)
         ref = MatrixRef(name, len(ids), array.shape[1], f"hash={name}")
         if not self._has(ref):
-            self._append(ref, list(ids), array)
+            self._append(ref, list(ids), (values, factors), storage)
         return ref
 
     def open(self, ref: MatrixRef | dict[str, Any]) -> Matrix:
-        """The matrix that `put` named; a dict with MatrixRef's fields will do. CacheError where it is
-        gone."""
+        """The matrix that `put` named; a dict with MatrixRef's fields will do. CacheError where it is gone,
+        ContextError where this host has no place for a copy."""
         if not isinstance(ref, MatrixRef):
             ref = MatrixRef(**ref)
         with _lock:
             matrix = _opened.get(ref.hash)
             if matrix is None:
-                matrix = _opened[ref.hash] = self._local(ref)
+                copy = self.copies.open(ref.hash, ref.rows, ref.dim)
+                matrix = _opened[ref.hash] = Matrix(self._copied(ref) if copy is None else copy)
             _opened.move_to_end(ref.hash)
             while len(_opened) > _KEPT_OPEN:
                 _opened.popitem(last=False)
@@ -130,75 +148,57 @@ class MatrixStore:
             return False
         return bool(DeltaTable(self.path).file_uris(file_pruning_predicate=[("hash", "=", ref.hash)]))
 
-    def _append(self, ref: MatrixRef, ids: list[str], vectors: Floats) -> None:
+    def _append(self, ref: MatrixRef, ids: Sequence[str], stored: Block, storage: str) -> None:
         import pyarrow as pa
         from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
 
-        step = max(1, _BLOCK_BYTES // max(1, 4 * ref.dim))
-        starts = range(0, max(len(ids), 1), step)  # an empty matrix is one empty block
-        table = pa.table(
-            {
-                "hash": pa.array([ref.hash] * len(starts), pa.string()),
-                "block": pa.array(range(len(starts)), pa.int32()),
-                "ids": pa.array([ids[s : s + step] for s in starts], pa.list_(pa.string())),
-                "vectors": pa.array([vectors[s : s + step].tobytes() for s in starts], pa.binary()),
-            }
-        )
+        plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
         with table_lock(self.path):
             write_deltalake(
                 self.path,
-                table,
+                pa.RecordBatchReader.from_batches(_schema(), _blocks(ref, ids, stored, storage)),
                 mode="append",
+                schema_mode="merge",
                 partition_by=["hash"],
-                # Random bits: nothing to compress, to code or to bound.
+                # Random bits: nothing to compress, to code or to bound. Each block is read by itself, by its number.
                 writer_properties=WriterProperties(
                     compression="UNCOMPRESSED",
-                    default_column_properties=ColumnProperties(
-                        dictionary_enabled=False, statistics_enabled="NONE"
-                    ),
+                    max_row_group_size=1,
+                    default_column_properties=plain,
+                    column_properties={"block": ColumnProperties(statistics_enabled="CHUNK")},
                 ),
                 configuration={"delta.minReaderVersion": "1", "delta.minWriterVersion": "2"},
                 commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
             )
 
-    def _local(self, ref: MatrixRef) -> Matrix:
-        """Map this host's copy, made first where there is none or its size is wrong."""
-        folder = host_folder()
-        vectors, ids = folder / f"{ref.hash}.f4", folder / f"{ref.hash}.json"
-        if not (ids.exists() and vectors.exists() and vectors.stat().st_size == 4 * ref.rows * ref.dim):
-            found_ids, found = self._read(ref)
-            _write_whole(vectors, found.tobytes())
-            _write_whole(ids, json.dumps(found_ids).encode())  # last: its presence says that both are whole
-            _forget_old(folder)
-        names = tuple(json.loads(ids.read_bytes()))
-        if len(names) != ref.rows:
-            ids.unlink()
-            raise CacheError(f"the local copy of matrix {ref.hash} was damaged and is removed; try again")
-        if not ref.rows * ref.dim:
-            return Matrix(names, np.empty((ref.rows, ref.dim), dtype=np.float32))
-        mapped = np.memmap(vectors, dtype="<f4", mode="r", shape=(ref.rows, ref.dim))
-        return Matrix(names, np.asarray(mapped))
-
-    def _read(self, ref: MatrixRef) -> tuple[list[str], Floats]:
+    def _copied(self, ref: MatrixRef) -> Copy:
+        """A copy of what the table has; its blocks are never all in memory."""
         from deltalake import DeltaTable, QueryBuilder
 
         if not DeltaTable.is_deltatable(self.path):
             raise CacheError(self._gone(ref))
-        # Not to_pyarrow_table: it can abort the interpreter's exit on large tables.
-        query = QueryBuilder().register("matrices", DeltaTable(self.path))
-        sql = f"SELECT block, ids, vectors FROM matrices WHERE hash = '{ref.hash}'"
-        blocks: dict[int, tuple[list[str], bytes]] = {}  # two writers at once leave a block twice
-        for batch in _batches(query.execute(sql)):
-            for row in batch.to_pylist():
-                blocks[row["block"]] = (row["ids"], row["vectors"])
-        ids = [member for block in sorted(blocks) for member in blocks[block][0]]
-        data = b"".join(blocks[block][1] for block in sorted(blocks))
-        if not blocks or len(data) != 4 * ref.rows * ref.dim:
+        query = QueryBuilder().register("matrices", table := DeltaTable(self.path))
+        # What was written before there were other types does not name any.
+        typed = "storage" in {field.name for field in table.schema().fields}
+        columns = f"block, ids, {'storage' if typed else 'NULL AS storage'}"
+        where = f"FROM matrices WHERE hash = '{ref.hash}'"
+        # By its number: two writers at once leave a block twice.
+        heads = {head["block"]: head for head in _rows(query.execute(f"SELECT {columns} {where}"))}
+        ids = Ids.of(member for block in sorted(heads) for member in heads[block]["ids"])
+        if not heads or len(ids) != ref.rows:
             raise CacheError(self._gone(ref))
-        vectors = np.frombuffer(data, dtype="<f4").reshape(ref.rows, ref.dim)
-        if _content_hash(ids, vectors) != ref.hash:
-            raise CacheError(f"matrix {ref.hash} in {self.path} is damaged: its content has another hash")
-        return ids, vectors
+        storage = heads[min(heads)]["storage"] or "float32"
+
+        def blocks() -> Iterator[Block]:
+            for block in sorted(heads):
+                batch = next(_batches(query.execute(f"SELECT vectors {where} AND block = {block} LIMIT 1")))
+                yield unpack(batch.column(0)[0].as_buffer(), storage, ref.dim)
+
+        def check(copy: Copy) -> None:
+            if _content_hash(copy.ids, copy.values, copy.factors, storage) != ref.hash:
+                raise CacheError(f"matrix {ref.hash} in {self.path} is damaged: its content has another hash")
+
+        return self.copies.make(ref.hash, storage, ref.dim, ids, blocks(), check)
 
     def _gone(self, ref: MatrixRef) -> str:
         return (
@@ -220,11 +220,59 @@ def _fresh_lock() -> None:
 os.register_at_fork(after_in_child=_fresh_lock)
 
 
-def _content_hash(ids: Sequence[str], vectors: Floats) -> str:
-    image = sha256(f"matrix\n{len(ids)}\n{vectors.shape[1]}\n".encode())
-    image.update(json.dumps(list(ids)).encode())
-    image.update(np.ascontiguousarray(vectors, dtype="<f4").data)
+def _content_hash(ids: Sequence[str], values: Any, factors: Floats | None, storage: str) -> str:
+    kind = "" if storage == "float32" else f"{storage}\n"
+    image = sha256(f"matrix\n{kind}{len(ids)}\n{values.shape[1]}\n".encode())
+    image.update(b"[")
+    for start in range(0, len(ids), _IDS_HASHED):  # as one text of them all would be
+        part = json.dumps(list(ids[start : start + _IDS_HASHED]))[1:-1]
+        image.update(f"{', ' if start else ''}{part}".encode())
+    image.update(b"]")
+    for array in (values, factors):
+        if array is not None:
+            image.update(np.ascontiguousarray(array).data)
     return image.hexdigest()[:32]
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("hash", pa.string()),
+            ("block", pa.int32()),
+            ("storage", pa.string()),
+            ("ids", pa.list_(pa.string())),
+            ("vectors", pa.binary()),
+        ]
+    )
+
+
+def _blocks(ref: MatrixRef, ids: Sequence[str], stored: Block, storage: str) -> Iterator[Any]:
+    """A matrix as record batches of a row each, made as they are written; an empty one is one empty block."""
+    import pyarrow as pa
+
+    values, factors = stored
+    step = max(1, _BLOCK_BYTES // max(1, values.itemsize * ref.dim))
+    for block, start in enumerate(range(0, max(len(ids), 1), step)):
+        part = slice(start, start + step)
+        data = pack(values[part], None if factors is None else factors[part])
+        ends = np.array([0, len(data)], dtype="<i4")
+        yield pa.record_batch(
+            [
+                pa.array([ref.hash], pa.string()),
+                pa.array([block], pa.int32()),
+                pa.array([storage], pa.string()),
+                pa.array([ids[part]], pa.list_(pa.string())),
+                pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)]),
+            ],
+            schema=_schema(),
+        )
+
+
+def _rows(answer: Any) -> Iterator[dict[str, Any]]:
+    for batch in _batches(answer):
+        yield from batch.to_pylist()
 
 
 def _batches(answer: Any) -> Any:
@@ -232,36 +280,6 @@ def _batches(answer: Any) -> Any:
     import pyarrow as pa
 
     return pa.RecordBatchReader.from_stream(answer) if hasattr(answer, "__arrow_c_stream__") else answer
-
-
-def host_folder() -> Path:
-    """This user's folder for copies; nobody else may write there, as what is in it is trusted by name."""
-    folder = Path(tempfile.gettempdir()) / f"featurekit-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
-        raise CacheError(
-            f"{folder} belongs to somebody else or others may write to it; remove it or set TMPDIR"
-        )
-    return folder
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write by renaming, so that another process sees all of the file or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _forget_old(folder: Path) -> None:
-    """Remove the oldest copies; a process that has one mapped keeps it."""
-    copies = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for ids in copies[_KEPT_ON_DISK:]:
-        with suppress(OSError):
-            ids.unlink()
-            ids.with_suffix(".f4").unlink()
 
 
 @lru_cache(maxsize=1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 
 from featurekit_spark.cache.upkeep import forget_log
 from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
-from featurekit_spark.search.matrix import host_folder
+from featurekit_spark.search.copies import Copies
 
 __all__ = ["matrices_with", "remove_matrices"]
 
@@ -26,8 +25,8 @@ def matrices_with(path: str, ids: Collection[str]) -> set[str]:
     return {name for name, members in pairs if not wanted.isdisjoint(members)}
 
 
-def remove_matrices(path: str, hashes: Collection[str]) -> int:
-    """Take matrices out of the store for good; how many. Nobody may be reading it."""
+def remove_matrices(path: str, hashes: Collection[str], *, copies: Copies | None = None) -> int:
+    """Take matrices out of the store for good, and this host's copies of them; how many. Nobody may be reading it."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
@@ -45,7 +44,5 @@ def remove_matrices(path: str, hashes: Collection[str]) -> int:
             f"matrices could not be removed from {path}: {error}; run the purge again"
         ) from error
     for name in hashes:
-        for end in ("json", "f4"):
-            with suppress(FileNotFoundError):
-                (host_folder() / f"{name}.{end}").unlink()
+        (copies or Copies()).remove(name)
     return len(hashes)

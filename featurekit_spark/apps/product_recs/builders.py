@@ -152,12 +152,13 @@ class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
 
     @dataclass(frozen=True)
     class Config:
-        """Whose vectors are in the matrix: the embedder's identity."""
+        """Whose vectors are in the matrix: the embedder's identity; and the type that they are rounded to."""
 
         embedder: str
+        storage: str = "float32"
 
     def default_config(self, context: Any) -> Config:
-        return self.Config(context.embedder.identity)
+        return self.Config(context.embedder.identity, context.merchant_config.get("storage", "float32"))
 
     def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> dict[str, Any]:
         if config.embedder != context.embedder.identity:
@@ -173,7 +174,7 @@ class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
             if rows
             else np.empty((0, context.embedder.dim), np.float32)
         )
-        ref = context.matrices.put(ids, vectors)
+        ref = context.matrices.put(ids, vectors, storage=config.storage)
         return {"hash": ref.hash, "rows": ref.rows, "dim": ref.dim, "path": ref.path}
 
 

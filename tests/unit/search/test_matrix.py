@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from deltalake import DeltaTable
 
-from featurekit_spark.errors import CacheError, DataError
-from featurekit_spark.search import Matrix, MatrixRef, MatrixStore
+from featurekit_spark.errors import CacheError, DataError, UsageError
+from featurekit_spark.search import FlatIndex, Matrix, MatrixRef, MatrixStore
 from featurekit_spark.search import matrix as module
+from featurekit_spark.search.rounded import STORAGES, as_rows, encode
 
 
 @pytest.fixture(autouse=True)
@@ -77,18 +78,9 @@ def test_another_process_opens_it(store: MatrixStore, tmp_path: Path) -> None:
     assert bytes.fromhex(done.stdout.strip()) == vectors(5).tobytes()
 
 
-def test_a_local_copy_with_the_wrong_size_is_made_again(store: MatrixStore) -> None:
-    ref = store.put(named(5), vectors(5))
-    store.open(ref)
-    module._opened.clear()
-    copy = next(module.host_folder().glob("*.f4"))
-    copy.write_bytes(b"torn")
-    assert store.open(ref).vectors.tobytes() == vectors(5).tobytes()
-
-
 def test_two_writers_at_once_leave_the_blocks_twice(store: MatrixStore) -> None:
     ref = store.put(named(5), vectors(5))
-    store._append(ref, named(5), vectors(5))
+    store._append(ref, named(5), (vectors(5), None), "float32")
     assert store.open(ref).ids == tuple(named(5))
 
 
@@ -99,6 +91,59 @@ def test_what_is_gone_is_told(store: MatrixStore) -> None:
     store.put(named(1), vectors(1))
     with pytest.raises(CacheError, match="Compute the embedding DB again"):
         store.open(ref)
+
+
+def test_smaller_types_are_matrices_of_their_own(store: MatrixStore) -> None:
+    refs = {storage: store.put(named(900), vectors(900), storage=storage) for storage in STORAGES}
+    assert len({ref.hash for ref in refs.values()}) == 3
+    for storage, ref in refs.items():
+        matrix = store.open(ref)
+        assert (matrix.copy.storage, matrix.ids) == (storage, named(900))
+        expected = as_rows(*encode(vectors(900), storage))[:]
+        assert matrix.vectors[:].tobytes() == expected.tobytes()
+        assert np.array_equal(
+            matrix.index.search(vectors(3), 7)[1],
+            FlatIndex(expected, ids=named(900)).search(vectors(3), 7)[1],
+        )
+    sizes = [(module.Copies().folder / f"{refs[storage].hash}.matrix").stat().st_size for storage in STORAGES]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_a_type_cannot_hold_is_refused_by_its_id(store: MatrixStore) -> None:
+    with pytest.raises(DataError, match="zero or not finite: 'large'"):
+        store.put(["large", "x"], np.array([[1e6, 0], [1, 1]], np.float32), storage="float16")
+    with pytest.raises(DataError, match="zero or not finite: 'small'"):
+        store.put(["small", "x"], np.array([[1e-9, 0], [1, 1]], np.float32), storage="float16")
+    assert (
+        store.open(store.put(["large"], np.array([[1e6, 3]], np.float32), storage="int8")).vectors[0][0] > 9e5
+    )
+    with pytest.raises(UsageError, match="storage 'int4' is not known. Known: float32, float16, int8"):
+        store.put(["x"], vectors(1), storage="int4")
+
+
+def test_a_table_from_before_there_were_types_is_read_and_written(store: MatrixStore) -> None:
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    ref = MatrixStore(f"{store.path}.other").put(named(3), vectors(3))
+    old = pa.table(
+        {
+            "hash": [ref.hash],
+            "block": pa.array([0], pa.int32()),
+            "ids": pa.array([named(3)], pa.list_(pa.string())),
+            "vectors": pa.array([vectors(3).tobytes()], pa.binary()),
+        }
+    )
+    write_deltalake(store.path, old, partition_by=["hash"])
+    assert store.put(named(3), vectors(3)) == ref
+    assert store.open(ref).vectors.tobytes() == vectors(3).tobytes()
+    small = store.put(named(3), vectors(3), storage="int8")
+    module._opened.clear()
+    assert store.open(small).copy.storage == "int8"
+    for path in module.Copies().folder.glob("*.matrix"):
+        path.unlink()
+    module._opened.clear()
+    assert (store.open(ref).copy.storage, store.open(small).copy.storage) == ("float32", "int8")
 
 
 def test_few_matrices_stay_open(store: MatrixStore) -> None:

@@ -1,0 +1,74 @@
+"""The nearest products to one text, for a process that is asked again and again.
+
+Owns what stays open between requests. Its answers are those of `ProductEmbeddingSearcher`, but none of them is stored:
+looking one up takes longer than finding it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from featurekit_spark.apps.product_recs import builders, hosted
+from featurekit_spark.apps.product_recs.builders import Ranked, ranked_lists
+from featurekit_spark.cache.base import FeatureCache
+from featurekit_spark.controller import Controller
+from featurekit_spark.embed.base import is_blank, is_hosted
+from featurekit_spark.search.matrix import Matrix
+
+__all__ = ["TextSearch"]
+
+
+class TextSearch:
+    """Searches the products of one merchant and market; may be shared by threads.
+
+    Which matrix is the current one is looked up every `refresh_s` seconds. Embeddings that are paid for go through the
+    cache, so that each text is paid for once. Raises NotBuiltError where no run has made the matrix.
+    """
+
+    def __init__(
+        self,
+        context: Any,
+        cache: FeatureCache,
+        *,
+        merchant: str,
+        market: str,
+        refresh_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._context, self._controller = context, Controller(context, cache)
+        self._group = (merchant, market)
+        self._paid = is_hosted(context.embedder)
+        self._builders: Any = hosted if self._paid else builders
+        self._refresh_s, self._clock = refresh_s, clock
+        self._lock = threading.Lock()
+        self._matrix: Matrix | None = None
+        self._looked = -np.inf
+
+    def nearest(self, text: str, k: int | None = None) -> Ranked | None:
+        """At most `k` products (default: one more than `top_k`, as the builder), best first; None for a blank text."""
+        if is_blank(text):
+            return None
+        query = self._vector(text)
+        if query is None:
+            return None
+        matrix = self._current()
+        scores, rows = matrix.index.search(query[None], k or builders.top_k(self._context) + 1)
+        return ranked_lists(matrix.ids, np.round(scores.astype(np.float64), 6), rows)[0]
+
+    def _vector(self, text: str) -> Any:
+        if self._paid:
+            return self._controller.get(self._builders.ProductEmbedding, (text,)).require()
+        return np.asarray(self._context.embedder.embed([text]), dtype=np.float32)[0]
+
+    def _current(self) -> Matrix:
+        with self._lock:
+            if self._matrix is None or self._clock() - self._looked >= self._refresh_s:
+                ref = self._controller.get(self._builders.ProductEmbeddingDB, self._group).require()
+                self._matrix = self._context.matrices.open(ref)
+                self._looked = self._clock()
+            return self._matrix

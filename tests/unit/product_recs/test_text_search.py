@@ -1,0 +1,104 @@
+"""One text in-process: the builder's own answers, from what stays open."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurekit_spark import Context, Controller, MemoryCache
+from featurekit_spark.apps.product_recs import ProductEmbeddingDB, ProductEmbeddingSearcher
+from featurekit_spark.apps.product_recs.text_search import TextSearch
+from featurekit_spark.embed import HashingEmbedder
+from featurekit_spark.errors import NotBuiltError
+from featurekit_spark.search import MatrixStore
+from featurekit_spark.testing.fakes import ProductDBFake
+
+TITLES = {"p1": "Red desk lamp", "p2": "Blue desk lamp", "p3": "Oak table", "p4": None}
+GROUP = ("shop", "US")
+TEXTS = ["red lamp", "table of oak", "Blue desk lamp", "something else"]
+
+
+class World:
+    """A shop with a cache; titles may change between runs."""
+
+    def __init__(self, folder: Path, **merchant_config: Any) -> None:
+        self.folder, self.config, self.cache = folder, merchant_config, MemoryCache()
+        self.titles: dict[str, Any] = dict(TITLES)
+
+    @property
+    def context(self) -> Context:
+        return Context(
+            product_db=ProductDBFake({name: {"title": title} for name, title in self.titles.items()}),
+            embedder=HashingEmbedder(64),
+            matrices=MatrixStore(self.folder / "matrices"),
+            merchant_config=self.config,
+        )
+
+    def build(self) -> None:
+        Controller(self.context, self.cache).get(ProductEmbeddingDB, GROUP, gather=True).require()
+
+    def service(self, **options: Any) -> TextSearch:
+        return TextSearch(self.context, self.cache, merchant="shop", market="US", **options)
+
+    def by_builder(self, text: str) -> Any:
+        return Controller(self.context, self.cache).get(ProductEmbeddingSearcher, (*GROUP, text)).value
+
+
+@pytest.fixture(params=["float32", "float16", "int8"])
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
+    return World(tmp_path, top_k=2, storage=request.param)
+
+
+def test_answers_are_the_builder_s(world: World) -> None:
+    world.build()
+    service = world.service()
+    for text in TEXTS:
+        assert service.nearest(text) == world.by_builder(text)
+        assert len(service.nearest(text) or []) == 3
+    assert service.nearest(" \t") is None
+    assert [hit["product_id"] for hit in service.nearest("red lamp", 1) or []] == ["p1"]
+
+
+def test_nothing_is_stored_for_a_text(world: World) -> None:
+    world.build()
+    world.service().nearest("red lamp")
+    assert not len(world.cache.history("ProductEmbeddingSearcher"))
+
+
+def test_without_a_matrix_there_is_no_answer(world: World) -> None:
+    with pytest.raises(NotBuiltError, match="ProductEmbeddingDB was never built"):
+        world.service().nearest("red lamp")
+
+
+def test_a_new_matrix_is_taken_when_it_is_looked_up_again(world: World) -> None:
+    world.build()
+    now = [0.0]
+    service = world.service(refresh_s=60, clock=lambda: now[0])
+    before = service.nearest("red lamp")
+    world.titles["p5"] = "red lamp"
+    world.build()
+    assert service.nearest("red lamp") == before
+    now[0] = 60.0
+    assert (service.nearest("red lamp") or [{}])[0] == {
+        "product_id": "p5",
+        "score": pytest.approx(1, abs=1e-3),
+    }
+
+
+def test_threads_share_it(world: World) -> None:
+    world.build()
+    service = world.service()
+    expected, answers = [world.by_builder(text) for text in TEXTS], {}
+
+    def ask(number: int) -> None:
+        answers[number] = [service.nearest(text) for text in TEXTS]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found == expected for found in answers.values()) and len(answers) == 4
