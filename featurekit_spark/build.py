@@ -23,9 +23,9 @@ from featurekit_spark.errors import (
     ContextError,
     FeaturekitError,
 )
-from featurekit_spark.failures import of_others, tagged
+from featurekit_spark.failures import FailureKind, kind_of, of_others, tagged
 from featurekit_spark.fingerprint import digest, entry_id, key_json
-from featurekit_spark.flight import Flight
+from featurekit_spark.flight import Flight, Refusal
 from featurekit_spark.results import Origin, Read, Result
 
 __all__ = ["Built", "Keep", "build_values", "finish", "update_values"]
@@ -48,6 +48,12 @@ class Built:
     usd: float | None = None
     estimated_tokens: int = 0
     found: Entry | None = None  # what another run was answered meanwhile
+    refused: str | None = None  # why another run was not, and nobody will be
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another run asked."""
+        return self.found is not None or self.refused is not None
 
     def result(
         self,
@@ -305,13 +311,19 @@ class _MicroBatches:
                         error.attempts = 0
                     return _built(error)
                 if held is None:
-                    answered = False
+                    answered, refused = False, None
                     try:
                         built = await self._called(row, call)
-                        answered = built.error is None
+                        answered, refused = built.error is None, _refusal(built.error)
                         return built
+                    except Exception as error:
+                        refused = _refusal(error)
+                        raise
                     finally:
-                        await flight.end(row, answered=answered)
+                        await flight.end(row, answered=answered, refused=refused)
+            if isinstance(held, Refusal):
+                call.close()
+                return Built(refused=held.error)
             # not in a place that a call could have
             found = held if isinstance(held, Entry) else await flight.wait(row, held)
             if found is not None:
@@ -354,6 +366,13 @@ class _MicroBatches:
         else:
             for _, _, done in waiting:
                 done.set_result(None)
+
+
+def _refusal(error: Exception | None) -> str | None:
+    """Why nobody will be answered, as it is kept with the key; None where somebody may."""
+    if error is None or kind_of(error) is not FailureKind.TERMINAL:
+        return None
+    return tagged(_told(error), error)
 
 
 def _whole_batch(

@@ -35,7 +35,7 @@ from featurekit_spark.errors import (
     NotBuiltError,
     UsageError,
 )
-from featurekit_spark.failures import Failures, unasked
+from featurekit_spark.failures import FailureKind, Failures, KnownFailure, unasked
 from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
 from featurekit_spark.flight import SingleFlight
 from featurekit_spark.following import Earlier, follow
@@ -243,10 +243,15 @@ class Evaluator:
                 if item.found is not None:
                     hit = Found(item.found)
                     batch.results[row] = self._hit(batch.bound, hit, batch.lineage(row))
+                elif item.refused is not None:
+                    text, _, identity = batch.identities[row]
+                    error = f"{batch.bound.name}{text}: {item.refused}"
+                    known = KnownFailure(error, self.now, FailureKind.TERMINAL, attempts=1)
+                    batch.remember([row], {identity: known})
             there = [
                 at
                 for at, item in enumerate(built)
-                if item.found is None
+                if not item.elsewhere
                 and not isinstance(item.error, AnswersPendingError)
                 and not unasked(item.error)
             ]
@@ -266,7 +271,10 @@ class Evaluator:
         if self.flight is not None:
             identities = [batch.identities[row][2] for row in rows]
             flight = self.flight.of(
-                batch.bound.name, identities, lambda entry: self._lives(batch.bound, Found(entry))
+                batch.bound.name,
+                identities,
+                lambda entry: self._lives(batch.bound, Found(entry)),
+                refusals=self.failures is None or self.failures.remembers(batch.bound),
             )
         return Keep(journal.size or in_flight or _MICRO_BATCH, write, flight)
 
@@ -285,7 +293,7 @@ class Evaluator:
     def _values(self, bound: Bound, inputs: Mapping[str, list[Any]], keep: Keep | None = None) -> list[Built]:
         built = build_values(bound, inputs, self.context, keep)
         if self.purse is not None and bound.builder.paid:
-            made = [item for item in built if item.found is None]
+            made = [item for item in built if not item.elsewhere]
             answers = [item.usd for item in made if item.error is None]
             waiting = sum(unasked(item.error) for item in made)
             self.purse.charge(bound.name, answers, len(made) - len(answers) - waiting)

@@ -188,10 +188,14 @@ class Failures:
             self._known[place] = {} if self._cache is None else _read(self._cache, *place)
         return self._known[place]
 
+    def remembers(self, bound: Bound) -> bool:
+        """Whether what failed for good is not asked again."""
+        asked = self._again if self._builders is None or bound.name in self._builders else ()
+        return FailureKind.TERMINAL not in asked
+
     def standing(self, bound: Bound, now: datetime) -> Mapping[str, KnownFailure]:
         """Those that are not asked again now."""
-        asked = self._again if self._builders is None or bound.name in self._builders else ()
-        if FailureKind.TERMINAL in asked:
+        if not self.remembers(bound):
             return {}
         found = {}
         for identity, failure in self.known(bound).items():

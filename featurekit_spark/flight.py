@@ -19,7 +19,7 @@ from featurekit_spark.cache.base import Entry
 from featurekit_spark.cache.elsewhere import Elsewhere
 from featurekit_spark.errors import FeaturekitError
 
-__all__ = ["Flight", "Held", "Leases", "SingleFlight"]
+__all__ = ["Flight", "Held", "Leases", "Refusal", "SingleFlight"]
 
 _log = logging.getLogger(__name__)
 _POLL_S: Final = 0.5
@@ -28,11 +28,22 @@ _PATIENCE_S: Final = 600.0
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why `owner` got no answer, and nobody will: `error`, as it is kept with a key. `at`: in seconds since 1970."""
+
+    owner: str
+    at: float
+    error: str
+
+
+@dataclass(frozen=True)
 class Held:
-    """Who has a lease, in the server's words; `answered`: nobody, it is known that the answer is there."""
+    """Who has a lease, in the server's words; `answered`: nobody, it is known that the answer is there; `refusal`:
+    nobody, it is known that there will be none."""
 
     mark: str
     answered: bool
+    refusal: Refusal | None = None
 
 
 class Leases(Protocol):
@@ -52,14 +63,15 @@ class Leases(Protocol):
     async def renew(self, names: Collection[str], owner: str) -> None:
         """Keep leases for another while."""
 
-    async def end(self, name: str, owner: str, *, answered: bool) -> None:
-        """Give a lease back; with `answered` everybody else is told so for a while."""
+    async def end(self, name: str, owner: str, *, answered: bool, refused: str | None = None) -> None:
+        """Give a lease back; with `answered`, or why nobody is (`refused`), everybody else is told so for a while."""
 
 
 @dataclass(frozen=True)
 class SingleFlight:
     """Of one run. Travels to workers. `place`: what runs that see each other's answers have in common; `patience_s`:
-    for how long another's answer is waited for before the call is made all the same."""
+    for how long another's answer is waited for before the call is made all the same; `began`: when the run read what
+    had been refused before, in seconds since 1970."""
 
     leases: Leases
     elsewhere: Elsewhere
@@ -68,20 +80,44 @@ class SingleFlight:
     poll_s: float = _POLL_S
     patience_s: float = _PATIENCE_S
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    began: float = field(default_factory=time.time)
 
-    def of(self, builder: str, identities: Sequence[str], lives: Callable[[Entry], bool]) -> Flight:
-        """For the calls of one batch: the entry_id of each row. `lives`: whether an answer is one still."""
-        return Flight(self, builder, list(identities), lives)
+    def of(
+        self,
+        builder: str,
+        identities: Sequence[str],
+        lives: Callable[[Entry], bool],
+        *,
+        refusals: bool = True,
+    ) -> Flight:
+        """For the calls of one batch: the entry_id of each row. `lives`: whether an answer is one still; `refusals`:
+        whether what others were refused is not asked here."""
+        return Flight(self, builder, list(identities), lives, refusals)
+
+    def stands(self, refusal: Refusal) -> bool:
+        """Whether a refusal is another run's that the cache could not tell of: it is younger than this run, or its own
+        run goes on. An older one that the cache does not tell of was taken out. One's own is lost with the task that
+        asked, and has no entry."""
+        run_id = refusal.owner.rpartition("/")[0]
+        if run_id == self.run_id:
+            return False
+        return refusal.at >= self.began or self.elsewhere.goes_on(run_id)
 
 
 class Flight:
-    """The calls of one batch. For each: `take`, and where that gives None, the call and `end`; else `wait`, and where
-    nobody answered meanwhile, from the beginning. `close` at the end of the batch."""
+    """The calls of one batch. For each: `take`, and where that gives None, the call and `end`; where it gives who makes
+    it, `wait`, and where nobody answered meanwhile, from the beginning. `close` at the end of the batch."""
 
     def __init__(
-        self, shared: SingleFlight, builder: str, identities: list[str], lives: Callable[[Entry], bool]
+        self,
+        shared: SingleFlight,
+        builder: str,
+        identities: list[str],
+        lives: Callable[[Entry], bool],
+        refusals: bool = True,
     ) -> None:
         self._shared, self._builder, self._identities, self._lives = shared, builder, identities, lives
+        self._refusals = refusals
         self._owner = f"{shared.run_id}/{uuid.uuid4().hex}"
         self._since: dict[int, float] = {}  # rows that others had a lease for
         self._fruitless: dict[int, str] = {}
@@ -91,11 +127,17 @@ class Flight:
         self._polls: set[asyncio.Task[None]] = set()
         self._warned = False
 
-    async def take(self, row: int) -> Held | Entry | None:
-        """None: the call is to be made, here and now. An entry: it is answered. Else who makes it."""
+    async def take(self, row: int) -> Held | Entry | Refusal | None:
+        """None: the call is to be made, here and now. An entry: it is answered; a refusal: it never will be. Else who
+        makes it."""
         since = self._since.get(row)
         name = self._name(row)
         held = await self._shared.leases.take(name, self._owner, instead_of=self._fruitless.get(row))
+        while held is not None and held.refusal is not None:
+            if self._refusals and await asyncio.to_thread(self._shared.stands, held.refusal):
+                return held.refusal
+            self._fruitless[row] = held.mark
+            held = await self._shared.leases.take(name, self._owner, instead_of=held.mark)
         if held is not None:
             if since is None:
                 self._since[row] = self._shared.clock()
@@ -128,13 +170,13 @@ class Flight:
             self._fruitless[row] = held.mark
         return found
 
-    async def end(self, row: int, *, answered: bool) -> None:
+    async def end(self, row: int, *, answered: bool, refused: str | None = None) -> None:
         """The call was made. An answer that is durable is kept whatever becomes of the lease."""
         name = self._name(row)
         if name in self._held:
             self._held.discard(name)
             with self._kept_going():
-                await self._shared.leases.end(name, self._owner, answered=answered)
+                await self._shared.leases.end(name, self._owner, answered=answered, refused=refused)
 
     async def close(self) -> None:
         """Nobody renews or looks any more."""

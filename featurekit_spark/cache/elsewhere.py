@@ -46,6 +46,15 @@ class Elsewhere:
         left = [entry_id for entry_id in stored if entry_id not in found]
         return {**found, **(self.cache.by_id(builder, left) if left else {})}
 
+    def goes_on(self, run_id: str) -> bool:
+        """Whether a run has a journal still: what it found out may not be in the cache yet."""
+        from pyarrow import fs
+
+        try:
+            return bool(filesystem_of(self.folder).get_file_info(fs.FileSelector(run_id, allow_not_found=True)))
+        except OSError:
+            return False
+
     def _look(self) -> None:
         from pyarrow import fs
 

@@ -6,11 +6,13 @@ Owns a key per lease, which ends by itself, and the scripts that give and take i
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from featurekit_spark.flight import Held
+from featurekit_spark.flight import Held, Refusal
 from featurekit_spark.paid.leases import ANSWERED_S, LEASE_S
 from featurekit_spark.paid.redis_client import RedisClients
 
@@ -18,6 +20,7 @@ __all__ = ["RedisLeases"]
 
 _HELD: Final = "asked by "
 _ANSWERED: Final = "answered by "
+_REFUSED: Final = "refused to "  # and a Refusal as JSON
 # What a key holds is changed by its owner alone; whoever finds nothing, or what led to nothing, owns it. One's own mark
 # is there where a reply was lost: redis-py sends the script again.
 _TAKE = """
@@ -60,7 +63,7 @@ class RedisLeases:
         if held is None:
             return None
         mark = held.decode() if isinstance(held, bytes) else str(held)
-        return Held(mark, mark.startswith(_ANSWERED))
+        return Held(mark, mark.startswith(_ANSWERED), _refusal(mark))
 
     async def renew(self, names: Collection[str], owner: str) -> None:
         with self._clients.client() as client:
@@ -69,14 +72,22 @@ class RedisLeases:
                     pipe.eval(_RENEW, 1, _key(name), _HELD + owner, _ms(self.lease_s))
                 await pipe.execute()
 
-    async def end(self, name: str, owner: str, *, answered: bool) -> None:
+    async def end(self, name: str, owner: str, *, answered: bool, refused: str | None = None) -> None:
+        told = ""
+        if answered:
+            told = _ANSWERED + owner
+        elif refused is not None:
+            told = _REFUSED + json.dumps([owner, time.time(), refused])
         with self._clients.client() as client:
-            told = _ANSWERED + owner if answered else ""
             ended: Any = client.eval(_END, 1, _key(name), _HELD + owner, told, _ms(self.answered_s))
             await ended
 
     async def aclose(self) -> None:
         await self._clients.aclose()
+
+
+def _refusal(mark: str) -> Refusal | None:
+    return Refusal(*json.loads(mark.removeprefix(_REFUSED))) if mark.startswith(_REFUSED) else None
 
 
 def _key(name: str) -> str:
