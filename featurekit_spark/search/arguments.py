@@ -36,7 +36,9 @@ Doubles: TypeAlias = npt.NDArray[np.float64]
 Rows: TypeAlias = npt.NDArray[np.int64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-CHUNK_BYTES = 1 << 20  # of float64 at a time: stays in a core's own cache
+CHUNK_BYTES = (
+    1 << 19
+)  # of float64 at a time: stays in a core's own cache, and is not given back to the system
 _OWN = 64  # queries of one group that are worth products of their own
 _NAMED = 5  # rows that a message names
 
@@ -96,9 +98,14 @@ def _named(rows: Sequence[int], what: str, ids: Sequence[Any] | None) -> str:
     return names + (f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else "")
 
 
+def chunk_rows(dim: int) -> int:
+    """How many rows of float64 are small enough together."""
+    return max(1, CHUNK_BYTES // (8 * max(dim, 1)))
+
+
 def chunks(rows: int, dim: int) -> Iterator[slice]:
     """Slices of rows of which float64 copies stay small."""
-    step = max(1, CHUNK_BYTES // (8 * max(dim, 1)))
+    step = chunk_rows(dim)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 

@@ -10,63 +10,123 @@ from typing import TypeAlias
 
 import numpy as np
 
-from featurekit_spark.search.arguments import Doubles, Floats, Rows
+from featurekit_spark.search.arguments import Doubles, Floats, Mask, Rows
 
-__all__ = ["Best", "Candidates", "lower_bound"]
+__all__ = ["Best", "Candidates", "Finder", "lower_bound"]
 
 Score: TypeAlias = Callable[[Rows, Rows], Doubles]  # exact scores of pairs (query, matrix row)
 Rank: TypeAlias = Callable[[Rows], Rows]  # places of matrix rows in the order of their ids
 
 HELD = 2_000_000  # candidates that are held before they are thinned out (many equal rows)
+_GROUPS, _GROUPED, _FOLD = (
+    256,
+    8,
+    16,
+)  # groups of columns: at least, for each of the k wanted; most columns of one
+_BUFFER = 256  # numbers in numpy's buffer while rows are compared
+_PADDED = 4  # times the memory that is spent to sort all queries' candidates at once
 
 
 class Best:
-    """The k best float32 scores so far of each query, in no order."""
+    """The k best float32 scores of each query so far, in no order, and the `least` of them; -inf where fewer are."""
 
     def __init__(self, queries: int, k: int) -> None:
-        self.scores = np.full((queries, k), -np.inf, dtype=np.float32)
-
-    def least(self) -> Floats:
-        """The k-th best of each query; -inf where fewer were seen."""
-        least: Floats = self.scores.min(axis=1)
-        return least
+        self._scores = np.full((queries, k), -np.inf, dtype=np.float32)
+        self.least: Floats = np.full(queries, -np.inf, dtype=np.float32)
 
     def take(self, rows: Rows, values: Floats) -> None:
         """Take in new scores, given query by query."""
-        if not len(rows):
-            return
-        k = self.scores.shape[1]
-        starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
-        counts = np.diff(np.append(starts, len(rows)))
+        k = self._scores.shape[1]
+        counts = np.bincount(rows)
+        touched = np.flatnonzero(counts)
+        counts = counts[touched]
         widest = int(counts.max())
-        touched = rows[starts]
         packed = np.full((len(touched), k + widest), -np.inf, dtype=np.float32)
-        packed[:, :k] = self.scores[touched]
-        at = np.repeat(np.arange(len(touched)) * (k + widest) + k - starts, counts) + np.arange(len(rows))
-        packed.ravel()[at] = values
+        packed[:, :k] = self._scores[touched]
+        at = np.arange(len(touched)) * (k + widest) + k - (np.cumsum(counts) - counts)
+        packed.ravel()[np.repeat(at, counts) + np.arange(len(rows))] = values
         packed.partition(widest, axis=1)
-        self.scores[touched] = packed[:, widest:]
+        self._scores[touched] = packed[:, widest:]
+        self.least[touched] = packed[:, widest]
 
 
-def lower_bound(scores: Floats, k: int, groups: int) -> Floats:
+def lower_bound(scores: Floats, k: int) -> Floats:
     """A lower bound of the k-th largest of each row: the k-th largest of the maxima of disjoint groups of columns."""
     width = scores.shape[1]
-    fold = width // groups
-    if fold > 1:
-        scores = scores[:, : fold * groups].reshape(len(scores), fold, groups).max(axis=1)
-    if scores.shape[1] < k:
+    groups = max(_GROUPS, _GROUPED * k, width // _FOLD)
+    maxima = scores[:, :groups].copy()
+    for start in range(groups, width - groups + 1, groups):
+        np.maximum(maxima, scores[:, start : start + groups], out=maxima)
+    if maxima.shape[1] < k:
         return np.full(len(scores), -np.inf, dtype=np.float32)
-    place = scores.shape[1] - k
-    bound: Floats = np.partition(scores, place, axis=1)[:, place]
+    place = maxima.shape[1] - k
+    maxima.partition(place, axis=1)
+    bound: Floats = maxima[:, place].copy()
     return bound
+
+
+class Finder:
+    """Finds what lies above a bar, in arrays that are kept from block to block: new memory costs as much as a pass."""
+
+    def __init__(self) -> None:
+        self._scores, self._some = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.float32)
+        self._marks = np.empty(0, dtype=np.bool_)
+        self._crowded = True
+
+    def room(self, rows: int, width: int) -> Floats:
+        """An array [rows, width] for scores, the same memory each time."""
+        size = rows * width
+        if len(self._scores) < size:
+            self._scores, self._marks = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.bool_)
+        return self._scores[:size].reshape(rows, width)
+
+    def above(self, scores: Floats, bar: Floats) -> tuple[Rows, Rows]:
+        """(row, column) of the scores above the bar of their row, row by row."""
+        count, width = scores.shape
+        lively: Rows | None = None
+        if not self._crowded:
+            # argmax reads scores once and writes nothing; a comparison with a bar for each row takes thrice as long.
+            top = scores[np.arange(count), scores.argmax(axis=1)]
+            lively = np.flatnonzero(top > bar)
+            if 2 * len(lively) > count:
+                lively = None
+            else:  # few rows have any: only those are looked through
+                if len(self._some) < len(lively) * width:
+                    self._some = np.empty(count * width // 2, dtype=np.float32)
+                some = self._some[: len(lively) * width].reshape(len(lively), width)
+                scores, bar = np.take(scores, lively, axis=0, out=some, mode="clip"), bar[lively]
+        marks = self._marks[: scores.size]
+        # numpy copies what is broadcast over rows shorter than its buffer, which takes longer than to compare.
+        before = np.setbufsize(_BUFFER)
+        try:
+            np.greater(scores, bar[:, None], out=marks.reshape(scores.shape))
+        finally:
+            np.setbufsize(before)
+        flat = _marked(marks)
+        rows = flat // width
+        columns = flat - rows * width
+        self._crowded = 2 * len(rows) > count
+        return rows if lively is None else lively[rows], columns
+
+
+def _marked(marks: Mask) -> Rows:
+    """As flatnonzero, where few are marked: looks at eight at once, then at those eight."""
+    eights = len(marks) // 8
+    found = np.flatnonzero(marks[: 8 * eights].view(np.uint64) != 0)
+    flat = np.flatnonzero(marks[: 8 * eights].reshape(eights, 8)[found])
+    eight = flat >> 3
+    flat += (found[eight] - eight) << 3
+    if 8 * eights < len(marks):
+        flat = np.append(flat, 8 * eights + np.flatnonzero(marks[8 * eights :]))
+    return flat
 
 
 class Candidates:
     """Candidates of some queries, as flat arrays of (query, matrix row, float32 score)."""
 
-    def __init__(self, k: int, score: Score, rank: Rank, held: int) -> None:
-        self._k, self._score, self._rank = k, score, rank
-        self._limit = held
+    def __init__(self, queries: int, k: int, score: Score, rank: Rank) -> None:
+        self._queries, self._k, self._score, self._rank = queries, k, score, rank
+        self._limit = max(HELD, 4 * k * queries)
         self._parts: list[tuple[Rows, Rows, Floats]] = []
         self._held = 0
 
@@ -103,12 +163,22 @@ class Candidates:
 
     def _ranked(self, rows: Rows, columns: Rows) -> tuple[Doubles, Rows, Rows]:
         """Of the k best of each query, query by query: exact score, place, and which of the given pairs it is."""
-        exact = self._score(rows, columns)
-        order = np.lexsort((self._rank(columns), -exact, rows))
-        sorted_rows = rows[order]
-        starts = np.flatnonzero(np.append(True, sorted_rows[1:] != sorted_rows[:-1])) if len(rows) else rows
-        counts = np.diff(np.append(starts, len(rows)))
-        places = np.arange(len(rows)) - np.repeat(starts, counts)
-        inside = places < self._k
-        chosen = order[inside]
-        return exact[chosen], places[inside], chosen
+        order = np.argsort(rows.astype(np.uint16) if self._queries < 1 << 16 else rows, kind="stable")
+        rows, columns = rows[order], columns[order]
+        counts = np.bincount(rows, minlength=self._queries)
+        exact, rank = self._score(rows, columns), self._rank(columns)
+        places = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        widest = int(counts.max(initial=0))
+        if self._queries * widest <= _PADDED * len(rows):  # small sorts side by side
+            at = rows * widest + places
+            keys = np.full((2, self._queries * widest), np.inf)
+            keys[0, at], keys[1, at] = rank, -exact
+            sorts = np.lexsort(keys.reshape(2, self._queries, widest), axis=-1)[:, : self._k]
+            inside = np.arange(sorts.shape[1]) < np.minimum(counts, self._k)[:, None]
+            chosen = (sorts + (np.cumsum(counts) - counts)[:, None])[inside]
+            places = np.nonzero(inside)[1]
+        else:
+            chosen = np.lexsort((rank, -exact, rows))
+            inside = places < self._k
+            chosen, places = chosen[inside], places[inside]
+        return exact[chosen], places, order[chosen]

@@ -25,6 +25,7 @@ from featurekit_spark.search.arguments import (
     Part,
     Rows,
     as_vectors,
+    chunk_rows,
     chunks,
     excluded_pairs,
     lengths,
@@ -32,17 +33,16 @@ from featurekit_spark.search.arguments import (
     ranks,
     unit_rows,
 )
-from featurekit_spark.search.candidates import HELD, Best, Candidates, lower_bound
+from featurekit_spark.search.candidates import Best, Candidates, Finder, lower_bound
 
 __all__ = ["Doubles", "FlatIndex", "Floats", "Mask", "Metric", "Rows", "top_k"]
 
 Metric = Literal["ip", "cosine"]
 
 DECIMALS = 6
-_QUERIES = 2048  # queries in one product, at most
+_QUERIES = 512  # queries in one product, at most
 _SCORES = 1 << 21  # scores in one product: large enough for the product's speed, small enough for the caches
 _LEAST_ROWS = 512  # rows in one product, at least
-_GROUPS = 8  # for the first bar: groups of rows, for each of the k wanted
 _PLACES = 1 << 20  # places of answers in the works at a time: fewer queries at once where k is large
 _UNIT = 2.0**-24  # unit roundoff of float32
 
@@ -140,12 +140,13 @@ class FlatIndex:
         scores = np.full((len(asked), k), -np.inf)
         found = np.full((len(asked), k), -1, dtype=np.int64)
         at_once = max(1, min(_QUERIES, _PLACES // min(k, size + 1)))
+        finder = Finder()
         for part in parts(len(asked), size, mask, groups, at_once):
             members = part.members
             search = _Search(self, asked[members], norms[members], k, part)
             if search.rows:
                 search.leave_out(*_of_members(left_out, members, len(asked)))
-                rows, places, columns, exact = search.best(None if floor is None else floor[members])
+                rows, places, columns, exact = search.best(None if floor is None else floor[members], finder)
                 at = rows + members.start if isinstance(members, slice) else members[rows]
                 scores[at, places], found[at, places] = exact, columns
         return scores, found
@@ -156,11 +157,14 @@ class FlatIndex:
 
     def exact(self, queries: Floats, norms: Doubles, rows: Rows, columns: Rows) -> Doubles:
         """Scores of pairs (query row, matrix row) in float64, rounded; each pair for itself."""
-        scores = np.empty(len(rows), dtype=np.float64)
-        for part in chunks(len(rows), self.vectors.shape[1]):
+        scores, dim = np.empty(len(rows)), self.vectors.shape[1]
+        asked, products = queries.astype(np.float64), np.empty((chunk_rows(dim), dim))
+        for part in chunks(len(rows), dim):
+            some = rows[part]
+            product = np.take(asked, some, axis=0, out=products[: len(some)], mode="clip")
+            product *= self.vectors[columns[part]]
             # numpy's own sum over a row: its order of additions is the same on every machine.
-            products = np.multiply(queries[rows[part]], self.vectors[columns[part]], dtype=np.float64)
-            products.sum(axis=1, out=scores[part])
+            product.sum(axis=1, out=scores[part])
         if self.metric == "cosine":
             scores /= norms[rows] * self._norms[columns]
         return np.round(scores, DECIMALS) + 0.0  # no -0.0
@@ -185,7 +189,7 @@ class _Search:
         order = np.argsort(columns, kind="stable")
         self._left_out = rows[order], columns[order]
 
-    def best(self, floor: Doubles | None) -> tuple[Rows, Rows, Rows, Doubles]:
+    def best(self, floor: Doubles | None, finder: Finder) -> tuple[Rows, Rows, Rows, Doubles]:
         """(query, place, matrix row, score) of all answers."""
         index, count, k = self._index, len(self._queries), self._k
         ip = index.metric == "ip"
@@ -200,30 +204,26 @@ class _Search:
         if floor is not None:
             bar = lowest - slack
         best = Best(count, k)
-        found = Candidates(
-            k, partial(index.exact, self._queries, self._norms), index.rank_of, max(HELD, 4 * k * count)
-        )
+        found = Candidates(count, k, partial(index.exact, self._queries, self._norms), index.rank_of)
         width = max(_LEAST_ROWS, _SCORES // count)
-        scores = np.empty(count * min(width, self.rows), dtype=np.float32)
-        marks = np.empty(len(scores), dtype=np.bool_)
         for start in range(0, self.rows, width):
-            got = self._products(wanted, start, min(start + width, self.rows), scores)
+            got = self._products(wanted, start, min(start + width, self.rows), finder)
             if start == 0 and (floor is None or np.isneginf(floor).any()):
-                bar = np.maximum(bar, lower_bound(got, k, _GROUPS * k) - slack)
-            rows, columns = _above(got, bar, marks[: got.size].reshape(got.shape))
+                bar = np.maximum(bar, lower_bound(got, k) - slack)
+            rows, columns = finder.above(got, bar)
             if len(rows):
                 values = got[rows, columns]
                 best.take(rows, values)
-                bar = np.maximum(best.least(), lowest) - slack
+                bar = np.maximum(best.least, lowest) - slack
                 columns += start
                 found.add(rows, columns if self._part.rows is None else self._part.rows[columns], values, bar)
         return found.best(bar)
 
-    def _products(self, wanted: Floats, start: int, stop: int, scores: Floats) -> Floats:
+    def _products(self, wanted: Floats, start: int, stop: int, finder: Finder) -> Floats:
         """Inner products with some of the rows that may be found; -inf for pairs that are left out."""
-        part, count = self._part, len(wanted)
+        part = self._part
         some = slice(start, stop) if part.rows is None else part.rows[start:stop]
-        got = scores[: count * (stop - start)].reshape(count, stop - start)
+        got = finder.room(len(wanted), stop - start)
         searched = self._index.searched
         if isinstance(searched, Decoded):
             searched.products(wanted, some, got)
@@ -236,19 +236,6 @@ class _Search:
             here = slice(*np.searchsorted(columns, (start, stop)))
             got[rows[here], columns[here] - start] = -np.inf
         return got
-
-
-def _above(scores: Floats, bar: Floats, marks: Mask) -> tuple[Rows, Rows]:
-    """(row, column) of what lies above the bar of its row, row by row."""
-    np.greater(scores, bar[:, None], out=marks)
-    rows = np.flatnonzero(marks.any(axis=1))
-    if 2 * len(rows) < len(marks):  # most rows have none: only the others are looked through
-        flat = np.flatnonzero(marks[rows])
-        at = flat // scores.shape[1]
-        return rows[at], flat - at * scores.shape[1]
-    flat = np.flatnonzero(marks)
-    rows = flat // scores.shape[1]
-    return rows, flat - rows * scores.shape[1]
 
 
 def _of_members(pairs: tuple[Rows, Rows], members: slice | Rows, queries: int) -> tuple[Rows, Rows]:

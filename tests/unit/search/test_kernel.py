@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featurekit_spark.errors import DataError, UsageError
-from featurekit_spark.search import FlatIndex, kernel, top_k
+from featurekit_spark.search import FlatIndex, candidates, top_k
 
 EYE = np.eye(4, dtype=np.float32)
 
@@ -53,7 +53,7 @@ def test_exclusion() -> None:
 
 
 def test_many_equal_rows_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "HELD", 100)
+    monkeypatch.setattr(candidates, "HELD", 100)
     matrix = np.repeat(EYE, 500, axis=0)
     _, rows = top_k(EYE, matrix, 3)
     assert rows.tolist() == [[500 * i, 500 * i + 1, 500 * i + 2] for i in range(4)]
