@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow as pa
 from featurekit_spark.builder import keys_of
 from featurekit_spark.cache.base import Found
 from featurekit_spark.controller import commit
-from featurekit_spark.deferred import deferring
+from featurekit_spark.engines.batch_size import with_batches_for
 from featurekit_spark.engines.lookup import Candidates, former_entries, stage_candidates
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.job import Job
@@ -46,10 +45,8 @@ class LocalEngine:
     ) -> None:
         """`found`: the stage's candidates, where they were looked up before."""
         store, rows = evaluator.store, evaluator.batch_rows
-        # What is handed in together is one batch of the provider's.
-        if deferring(stage.builders, job.context):
-            job = replace(job, batch_rows=max(len(keys), rows))
-            evaluator.batch_rows = job.batch_rows
+        job = with_batches_for(stage, len(keys), job)
+        evaluator.batch_rows = job.batch_rows
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
             if found is None:
                 found = stage_candidates(stage, keys, job)
