@@ -270,6 +270,8 @@ def _bind(
         "seconds": pa.nulls(size, pa.float64()),
         "tokens": pa.nulls(size, pa.int64()),
         "usd": pa.nulls(size, pa.float64()),
+        "attempts": pa.nulls(size, pa.int64()),
+        "estimated_tokens": pa.nulls(size, pa.int64()),
     }
     columns = [name for name in ENTRY_SCHEMA.names if name != "recorded"]
     entries = pa.table({name: made.get(name, rows[name]) for name in columns})

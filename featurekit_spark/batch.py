@@ -104,6 +104,7 @@ class Batch:
         found = from_entry(entry, self.bound.type, until=self.bound.builder.freshness.expiry(entry.ts))
         found.origin = Origin.COMPUTED
         found.seconds, found.tokens, found.usd = entry.seconds, entry.tokens, entry.usd
+        found.attempts, found.estimated_tokens = entry.attempts, entry.estimated_tokens or 0
         until, found.reads = self.lineage(row)
         found.until = earliest(found.until, until)
         self.results[row] = found

@@ -47,6 +47,7 @@ class Built:
     tokens: int | None = None
     usd: float | None = None
     estimated_tokens: int = 0
+    attempts: int | None = None
     found: Entry | None = None  # what another run was answered meanwhile
     refused: str | None = None  # why another run was not, and nobody will be
 
@@ -90,6 +91,7 @@ class Built:
                     tokens=self.tokens,
                     usd=self.usd,
                     estimated_tokens=self.estimated_tokens,
+                    attempts=self.attempts,
                 )
             except Exception as mismatch:  # a user's codec may raise anything
                 error = mismatch
@@ -142,6 +144,7 @@ def finish(
                 tokens=item.tokens,
                 usd=item.usd,
                 estimated_tokens=item.estimated_tokens,
+                attempts=item.attempts,
             )
         )
     return results
@@ -164,6 +167,8 @@ def _failure(
         seconds=built.seconds,
         tokens=built.tokens,
         usd=built.usd,
+        estimated_tokens=built.estimated_tokens,
+        attempts=built.attempts,
     )
     failed.cause = error
     return failed
@@ -422,11 +427,23 @@ def _called(bound: Bound, frames: list[Any], view: Any) -> list[Any]:
 
 def _built(value: Any) -> Built:
     if isinstance(value, FeaturekitError):
-        return Built(error=value, tokens=value.tokens, usd=value.usd)
+        return Built(
+            error=value,
+            tokens=value.tokens,
+            usd=value.usd,
+            estimated_tokens=value.estimated_tokens,
+            attempts=value.attempts,
+        )
     if isinstance(value, Exception):
         return Built(error=value)
     if isinstance(value, Metered):
-        return Built(value.value, tokens=value.tokens, usd=value.usd, estimated_tokens=value.estimated_tokens)
+        return Built(
+            value.value,
+            tokens=value.tokens,
+            usd=value.usd,
+            estimated_tokens=value.estimated_tokens,
+            attempts=value.attempts,
+        )
     return Built(value)
 
 

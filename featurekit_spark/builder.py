@@ -151,12 +151,14 @@ class Gathered(Generic[V]):
 @dataclass(frozen=True)
 class Metered(Generic[V]):
     """A value with what it cost, returned by `build_one` of a paid builder; usd None is "no price known".
-    `estimated_tokens`: how many of `tokens` were counted here and not by the provider."""
+    `estimated_tokens`: how many of `tokens` were counted here and not by the provider; `attempts`: how many requests it
+    took. What those cost that led to no answer belongs to the sums."""
 
     value: V
     tokens: int = 0
     usd: float | None = None
     estimated_tokens: int = 0
+    attempts: int = 1
 
 
 class Update(Enum):
@@ -226,6 +228,12 @@ class FeatureBuilder(Generic[V]):
         feature's own. `Update.KEEP` for a key whose earlier value stands, `Update.REBUILD` for one to build after all.
         """
         raise DefinitionError(f"{self.name} defines no update")
+
+    def distributes(self, shared: Mapping[str, Any], config: Any, context: Any) -> bool:
+        """Whether `build` distributes its work itself, for a group whose group-level deps have the values `shared`, by
+        name. Spark then calls it in the driver, for many keys at once, and context attributes that have
+        `on_spark(session)` are what that returns."""
+        return False
 
     def get(self, key: Key, config: Any, context: Any, controller: Controller) -> tuple[V | None, str]:
         """(value, value_hash) for one key: deps through the controller, then `build`.

@@ -55,20 +55,22 @@ __all__ = [
 
 
 class FeaturekitError(Exception):
-    """Root of every error this library raises on purpose. `tokens`, `usd`: what it cost, where anybody knows.
+    """Root of every error this library raises on purpose. `tokens`, `usd`: what it cost, where anybody knows, all
+    attempts together; `estimated_tokens`: how many of them were counted here and not by the provider.
     `answer`: a model's text that could not be used, kept with the error. `attempts`: how many requests were made, None
     where nobody counted. `blames_request`: the request is at fault, and not what it was made with (a wrong key)."""
 
     retryable: ClassVar[bool] = False
     tokens: int | None = None
     usd: float | None = None
+    estimated_tokens: int = 0
     attempts: int | None = None
     blames_request: bool = True
     answer: str | None = None
 
-    def with_cost(self, tokens: int | None, usd: float | None) -> Self:
+    def with_cost(self, tokens: int | None, usd: float | None, estimated_tokens: int = 0) -> Self:
         """The same error, of a call that was paid for all the same: a refusal is."""
-        self.tokens, self.usd = tokens, usd
+        self.tokens, self.usd, self.estimated_tokens = tokens, usd, estimated_tokens
         return self
 
 

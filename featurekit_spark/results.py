@@ -76,11 +76,10 @@ ROW_SCHEMA: Final = pa.schema(
         ),
         ("current", pa.bool_()),
         ("failure", pa.string()),
-        ("estimated_tokens", pa.int64()),
     ]
 )
-"""A result as a row: an entry's columns and how it came about; `failure`, the kind of a paid builder's own;
-`estimated_tokens`, how many the provider did not count. Stages take such rows in and give them out."""
+"""A result as a row: an entry's columns and how it came about; `failure`, the kind of a paid builder's own. Stages take
+such rows in and give them out."""
 
 
 def _is_fresh(rows: pa.Table) -> pa.ChunkedArray:
@@ -100,6 +99,7 @@ class Result:
         "_payload",
         "_type",
         "_value",
+        "attempts",
         "cause",
         "current",
         "entry_id",
@@ -135,6 +135,7 @@ class Result:
         usd: float | None = None,
         current: bool = True,
         estimated_tokens: int = 0,
+        attempts: int | None = None,
     ) -> None:
         self.origin, self.value_hash = origin, value_hash
         self._value, self._payload, self._type = value, payload, kind
@@ -142,7 +143,7 @@ class Result:
         self.until, self.reads, self.current = until, reads, current
         self.cause: Exception | None = None
         self.seconds, self.tokens, self.usd = seconds, tokens, usd
-        self.estimated_tokens = estimated_tokens
+        self.estimated_tokens, self.attempts = estimated_tokens, attempts
 
     @property
     def failed(self) -> bool:
@@ -217,8 +218,10 @@ def to_rows(builder: str, config_hash: str, results: Iterable[tuple[str, Result]
         "failure": [_own_kind(r) for r in found],
         **_read_later(found),
     }
+    if any(r.attempts is not None for r in found):
+        columns["attempts"] = [r.attempts for r in found]
     if any(r.estimated_tokens for r in found):
-        columns["estimated_tokens"] = [r.estimated_tokens for r in found]
+        columns["estimated_tokens"] = [r.estimated_tokens or None for r in found]
     return _table(columns, len(pairs))
 
 
@@ -375,8 +378,9 @@ class Counts:
     """What a run did for one builder. `computed`: built; `updated`: followed from their earlier values; `error`: keys
     without an answer, their own failures and their inputs'. Of a paid builder's own: how many are `retryable`,
     `terminal` and `quota`, and how many of all these are `remembered` and were not asked. `usd`: None where an answer
-    has no price; of failed calls as far as it is known. `estimated_tokens`: of answers, counted here and not by the
-    provider."""
+    has no price; of failed calls as far as it is known. `attempts`: requests that the calls took (one, where nobody
+    counted); `failed_attempts`: those of them that led to no answer. What these cost is in the sums, where anybody
+    knows. `estimated_tokens`: counted here and not by the provider."""
 
     hit: int = 0
     computed: int = 0
@@ -392,6 +396,8 @@ class Counts:
     quota: int = 0
     remembered: int = 0
     estimated_tokens: int = 0
+    attempts: int = 0
+    failed_attempts: int = 0
 
     @property
     def keys(self) -> int:
@@ -429,6 +435,9 @@ def count(results: Sequence[Result], *, paid: bool) -> Counts:
             counts.estimated_tokens += result.estimated_tokens
             if paid:
                 counts.calls += 1
+                attempts = 1 if result.attempts is None else result.attempts
+                counts.attempts += attempts
+                counts.failed_attempts += attempts if result.failed else max(attempts - 1, 0)
                 usd = 0.0 if result.failed and result.usd is None else result.usd
                 counts.usd = None if counts.usd is None or usd is None else counts.usd + usd
     return counts
@@ -441,8 +450,13 @@ def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
     built = rows.filter(pc.is_in(rows["origin"], pa.array([origin.value for origin in BUILT])))
     calls = len(built) if paid else 0
     usd: float | None = 0.0
+    attempts = failed_attempts = 0
     if calls:
         failed = pc.equal(built["origin"], Origin.ERROR.value)
+        counted = pc.fill_null(built["attempts"], 1)
+        attempts = pc.sum(counted).as_py()
+        in_vain = pc.if_else(failed, counted, pc.max_element_wise(pc.subtract(counted, 1), 0))
+        failed_attempts = pc.sum(in_vain).as_py()
         unpriced = pc.any(pc.and_(pc.is_null(built["usd"]), pc.invert(failed))).as_py()
         usd = None if unpriced else pc.sum(built["usd"]).as_py() or 0.0
     return Counts(
@@ -458,4 +472,6 @@ def count_rows(rows: pa.Table, *, paid: bool) -> Counts:
         estimated_tokens=pc.sum(built["estimated_tokens"]).as_py() or 0,
         usd=usd,
         seconds=pc.sum(built["seconds"]).as_py() or 0.0,
+        attempts=attempts,
+        failed_attempts=failed_attempts,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -26,7 +26,7 @@ from featurekit_spark.double_payments import DoublePayments, PaidTwice
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.spark import SparkEngine
-from featurekit_spark.errors import BudgetReachedError, UsageError
+from featurekit_spark.errors import UsageError
 from featurekit_spark.estimate import PlanEstimate, estimate_run, key_jumps
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.execute import Engine, Execution
@@ -40,6 +40,7 @@ from featurekit_spark.paying import journaled, purse_for, refuse_new_calls
 from featurekit_spark.plan import Plan, PlanState, build_plan
 from featurekit_spark.readings import Readings
 from featurekit_spark.reasons import Why
+from featurekit_spark.records import EarlyEnd, ended_early, facts_of
 from featurekit_spark.results import Counts
 from featurekit_spark.unchanged import Unchanged
 from featurekit_spark.why import why
@@ -136,6 +137,7 @@ class Session:
         self.controller = Controller(context, cache)
         self.engine: Engine = _engine(engine, spark, self.limits) if isinstance(engine, str) else engine
         self.execution: Execution | None = None  # under way, or the last one: tells how far a failed run came
+        self.ended_early: EarlyEnd | None = None  # of the last run, where an error ended it
 
     def get(
         self,
@@ -210,12 +212,13 @@ class Session:
 
         Keys that are proven unchanged are not computed; failed keys are errors of their own and make the status
         partial. Raises DefinitionError, UsageError and ContextError before anything ran, BudgetReachedError where
-        `budget` does not suffice: what was paid for is kept, a record says that the run stopped, and the same call goes
-        on from there. Paid keys that failed for good before are not asked again, unless `retry_errors` is "terminal" or
-        "all" (for `retry_builders` only, if given); every run asks again for the others.
+        `budget` does not suffice. Whatever ends a run that has begun: what was paid for is kept, a record says that the
+        run stopped or failed and what it paid, and the same call goes on from there. Paid keys that failed for good
+        before are not asked again, unless `retry_errors` is "terminal" or "all" (for `retry_builders` only, if given);
+        every run asks again for the others.
         """
         plan, graph, bindings, key = self._prepare(targets, configs, group)
-        run_id = run_id or uuid.uuid4().hex
+        run_id, self.ended_early = run_id or uuid.uuid4().hex, None
         job = Job(
             bindings,
             self.context,
@@ -244,8 +247,8 @@ class Session:
         back = state.begin()
         try:
             execution = self._executed(plan, graph, job, key, readings)
-        except BudgetReachedError:
-            self._record_stop(job, graph, key)
+        except BaseException as error:
+            self.ended_early = ended_early(self.cache, graph, job, key, self._execution_of(run_id), error)
             raise
         counts = execution.counts()
         errors = execution.errors(names)
@@ -273,7 +276,7 @@ class Session:
                 key_json(key),
                 job.now,
                 status,
-                _told(counts, graph, job, keys=result.keys, unchanged=result.unchanged),
+                facts_of(counts, graph, job, keys=result.keys, unchanged=result.unchanged),
             )
         )
         state.end(execution, unchanged=result.unchanged)
@@ -315,17 +318,13 @@ class Session:
             execution.run()
         return execution
 
-    def _evaluator_of(self, run_id: str) -> Evaluator | None:
+    def _execution_of(self, run_id: str) -> Execution | None:
         execution = self.execution
-        return execution.evaluator if execution is not None and execution.job.run_id == run_id else None
+        return execution if execution is not None and execution.job.run_id == run_id else None
 
-    def _record_stop(self, job: Job, graph: Graph, key: tuple[Any, ...]) -> None:
-        """What was paid for is kept under this run's name, and a record says what it is and what it cost."""
-        execution = self.execution
-        assert execution is not None  # nothing is paid for before there is one
-        keys = execution.keys if execution.checks else None
-        told = _told(execution.counts(), graph, job, keys=keys, unchanged=False)
-        self.cache.record_run(RunRecord(job.run_id, key_json(key), job.now, "stopped", told))
+    def _evaluator_of(self, run_id: str) -> Evaluator | None:
+        execution = self._execution_of(run_id)
+        return None if execution is None else execution.evaluator
 
     def _unchanged(
         self,
@@ -373,25 +372,6 @@ class Session:
         if set(group) != set(fields):
             raise UsageError(f"this run needs the group fields {fields!r}, found {tuple(group)!r}")
         return plan, graph, bindings, tuple(group[name] for name in fields)
-
-
-def _told(
-    counts: Mapping[str, Counts], graph: Graph, job: Job, *, keys: int | None, unchanged: bool
-) -> dict[str, Any]:
-    """A run's record: of each builder what its entries are found by, and what was done."""
-    builders = {}
-    for builder in graph:
-        bound = job.bindings[builder]
-        builders[builder.name] = {
-            "type": bound.type.text,
-            "version": bound.version,
-            "config_hash": bound.config_hash,
-            "config": repr(bound.config),
-            "paid": builder.paid,
-            **asdict(counts[builder.name]),
-        }
-    told = {"keys": keys, "unchanged": unchanged, "builders": builders}
-    return told if job.double is None else {**told, "paid_twice": asdict(job.double.found)}
 
 
 def _engine(name: str, spark: Any, limits: Limits) -> Engine:

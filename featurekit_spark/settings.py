@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from featurekit_spark.errors import ConfigError, known_names
+from featurekit_spark.masks import mask_password
 
 __all__ = [
     "DEFAULT_ORIGIN",
@@ -52,11 +53,6 @@ __all__ = [
 ]
 
 DEFAULT_ORIGIN = "default"
-
-_PASSWORD_IN_URL = re.compile(r"(://[^/@\s:]*):[^/\s]*@")
-_SECRET_IN_QUERY = re.compile(
-    r"([?&][^=&\s]*(?:password|secret|token|key|sig|signature|credential)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE
-)
 
 
 def _without_user(url: str) -> str:
@@ -95,11 +91,6 @@ def _one_key(variable: str, secret: str | None) -> None:
             "needs",
             "needs the API key in one place, found api_key_env and api_key_secret; leave one of them out",
         )
-
-
-def mask_password(text: str) -> str:
-    """`text` with the password of any URL in it replaced by `***`, also where a query holds it."""
-    return _SECRET_IN_QUERY.sub(r"\1***", _PASSWORD_IN_URL.sub(r"\1:***@", text))
 
 
 def _template_fields(template: str, *, known: set[str]) -> set[str]:

@@ -17,13 +17,16 @@ from featurekit_spark.builder import FeatureBuilder
 __all__ = [
     "CACHE_SCHEMA_VERSION",
     "ENTRY_SCHEMA",
+    "LATER_COLUMNS",
     "RUN_SCHEMA",
     "TRACE_SCHEMA",
+    "UNFINISHED",
     "Entry",
     "FeatureCache",
     "Found",
     "RunRecord",
     "TraceRow",
+    "fitted",
 ]
 
 CACHE_SCHEMA_VERSION: Final = 1
@@ -45,11 +48,16 @@ ENTRY_SCHEMA: Final = pa.schema(
         ("seconds", pa.float64()),
         ("tokens", pa.int64()),
         ("usd", pa.float64()),
+        ("attempts", pa.int64()),  # requests that a paid builder made for it, those that failed among them
+        ("estimated_tokens", pa.int64()),  # of `tokens`, how many the provider did not count; null: none
         # order of appends, wall clock in ns: `ts` is the run's clock and may stand still or go back
         ("recorded", pa.int64()),
     ]
 )
 """One cached value: `key` canonical JSON, `value` canonical bytes by the builder's type, `ts` when computed."""
+
+LATER_COLUMNS: Final = ("attempts", "estimated_tokens")
+"""Of ENTRY_SCHEMA those that rows of before they existed do not have: there they are null."""
 
 TRACE_SCHEMA: Final = pa.schema(
     [
@@ -73,6 +81,9 @@ TRACE_SCHEMA: Final = pa.schema(
     ]
 )
 """What a target read when it was last found valid; also which entry of a key is current (`pointer`)."""
+
+UNFINISHED: Final = ("stopped", "failed")
+"""What became of runs that did not come to their end: they say what was paid, and prove nothing."""
 
 RUN_SCHEMA: Final = pa.schema(
     [
@@ -106,6 +117,8 @@ class Entry:
     seconds: float | None = None
     tokens: int | None = None
     usd: float | None = None
+    attempts: int | None = None
+    estimated_tokens: int | None = None
     recorded: int = 0
 
 
@@ -143,7 +156,8 @@ class TraceRow:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run of one group. `status`: ok, partial, or stopped where its budget ended it before it had every key."""
+    """One run of one group. `status`: ok, partial, stopped where its budget ended it before it had every key, or failed
+    where an error did."""
 
     run_id: str
     group: str
@@ -155,7 +169,7 @@ class RunRecord:
     @property
     def finished(self) -> bool:
         """Whether the run looked at all of its keys."""
-        return self.status != "stopped"
+        return self.status not in UNFINISHED
 
 
 @runtime_checkable
@@ -219,4 +233,15 @@ class FeatureCache(Protocol):
         """The newest record of a finished run of a group."""
 
     def runs(self, group: str) -> list[RunRecord]:
-        """All run records of a group, those of stopped runs among them, the newest first."""
+        """All run records of a group, those of stopped and failed runs among them, the newest first."""
+
+
+def fitted(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows of entries in the columns and types of `schema`, also rows of before there were LATER_COLUMNS."""
+    columns = [
+        pa.nulls(len(rows), field.type)
+        if field.name in LATER_COLUMNS and field.name not in rows.column_names
+        else rows[field.name].cast(field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -22,12 +22,15 @@ from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.base import (
     CACHE_SCHEMA_VERSION,
     ENTRY_SCHEMA,
+    LATER_COLUMNS,
     RUN_SCHEMA,
     TRACE_SCHEMA,
+    UNFINISHED,
     Entry,
     Found,
     RunRecord,
     TraceRow,
+    fitted,
 )
 from featurekit_spark.cache.current import (
     candidates_in,
@@ -209,7 +212,7 @@ class DeltaCache:
 
     def last_run(self, group: str) -> RunRecord | None:
         runs = self._runs(group)
-        finished = runs.filter(pc.not_equal(runs["status"], "stopped"))
+        finished = runs.filter(pc.invert(pc.is_in(runs["status"], pa.array(UNFINISHED))))
         return next(iter(_records(newest_rows(finished, "group"))), None)
 
     def runs(self, group: str) -> list[RunRecord]:
@@ -389,7 +392,8 @@ class DeltaCache:
                 files = list(dataset.get_fragments(wanted))
                 dataset = FileSystemDataset(files, dataset.schema, dataset.format, dataset.filesystem)
                 wanted = None
-            return dataset.to_table(columns=schema.names, filter=wanted).cast(schema)
+            there = [column for column in schema.names if column in dataset.schema.names]
+            return fitted(dataset.to_table(columns=there, filter=wanted), schema)
         except (OSError, pa.ArrowException) as error:
             raise CacheError(
                 f"{self.table_path(name)} cannot be read: {error}. Nothing was changed; move the damaged file away "
@@ -404,6 +408,8 @@ class DeltaCache:
         try:
             if name in self._tables:
                 self._tables[name].update_incremental()
+                if create:
+                    _widen(self._tables[name], name)
                 return self._tables[name]
             if create:
                 schema, partitions, stats = _TABLES[name]
@@ -419,6 +425,7 @@ class DeltaCache:
                     },
                     raise_if_key_not_exists=False,
                 )
+                _widen(table, name)
             else:
                 table = DeltaTable(path, storage_options=options)
         except TableNotFoundError:
@@ -440,14 +447,15 @@ class DeltaCache:
         from deltalake.exceptions import DeltaError
 
         schema = _TABLES[name][0]
-        rows = rows.select([column for column in schema.names if column != "recorded"])
+        if "recorded" in rows.column_names:
+            rows = rows.drop(["recorded"])
         try:
             with table_lock(self.table_path(name)):
                 table = self._open(name, create=True)
                 stamp = pa.array([self._stamp()] * len(rows), pa.int64())
                 write_deltalake(
                     table if table is not None else self.table_path(name),
-                    rows.append_column("recorded", stamp).cast(schema),
+                    fitted(rows.append_column("recorded", stamp), schema),
                     mode="append",
                     writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
                 )
@@ -465,6 +473,17 @@ class DeltaCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         DeltaCache.__init__(self, state["path"], storage_options=state["storage_options"])
+
+
+def _widen(table: DeltaTable, name: str) -> None:
+    """Give a table of before there were some columns these columns."""
+    from deltalake import Field
+    from deltalake.schema import PrimitiveType
+
+    there = {field.name for field in table.schema().fields} if name == "entries" else set()
+    missing = [column for column in LATER_COLUMNS if name == "entries" and column not in there]
+    if missing:
+        table.alter.add_columns([Field(column, PrimitiveType("long")) for column in missing])
 
 
 def _records(rows: pa.Table) -> list[RunRecord]:

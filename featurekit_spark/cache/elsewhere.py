@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache, fitted
 from featurekit_spark.cache.current import to_entries
 from featurekit_spark.cache.staged import filesystem_of
 
@@ -78,7 +78,7 @@ class Elsewhere:
         except (OSError, pa.ArrowException):
             return ENTRY_SCHEMA.empty_table()
         rows = rows.append_column("recorded", pa.array([0] * len(rows), pa.int64()))
-        return rows.select(ENTRY_SCHEMA.names).cast(ENTRY_SCHEMA)
+        return fitted(rows, ENTRY_SCHEMA)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "cache": self.cache}

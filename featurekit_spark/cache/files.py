@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark.cache.base import ENTRY_SCHEMA, RUN_SCHEMA, TRACE_SCHEMA
+from featurekit_spark.cache.base import ENTRY_SCHEMA, RUN_SCHEMA, TRACE_SCHEMA, fitted
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.staged import stats_bound
 from featurekit_spark.errors import CacheError
@@ -96,13 +96,9 @@ def file_rows(
         with pq.ParquetFile(file.path, filesystem=cache.storage(name)) as parquet:
             for group in range(parquet.num_row_groups):
                 rows = parquet.read_row_group(group, columns=stored)
-                arrays = [
-                    pa.array([file.builder] * len(rows), f.type)
-                    if f.name not in stored
-                    else rows[f.name].cast(f.type)
-                    for f in fields
-                ]
-                yield pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+                if len(stored) < len(fields):
+                    rows = rows.append_column("builder", pa.array([file.builder] * len(rows), pa.string()))
+                yield fitted(rows, pa.schema(fields))
     except (OSError, KeyError, pa.ArrowException) as error:
         where = f"{cache.table_path(name)}/{file.path}"
         raise CacheError(

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache
+from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache, fitted
 from featurekit_spark.cache.current import newest_rows, to_entries
 from featurekit_spark.cache.staged import filesystem_of
 from featurekit_spark.cache.whole import write_whole
@@ -284,7 +284,7 @@ def _rows_of(folder: str, run_id: str) -> pa.Table:
         if info.extension == "arrow" and not info.base_name.startswith("."):
             try:
                 with storage.open_input_file(info.path) as file:
-                    rows = pa.ipc.open_file(file).read_all().cast(_SCHEMA)
+                    rows = fitted(pa.ipc.open_file(file).read_all(), _SCHEMA)
             except FileNotFoundError:  # its run has ended meanwhile
                 continue
             except (OSError, pa.ArrowException) as error:

@@ -18,6 +18,7 @@ from featurekit_spark.cache.base import (
     Found,
     RunRecord,
     TraceRow,
+    fitted,
 )
 from featurekit_spark.cache.current import to_entries
 from featurekit_spark.cache.typed import typed_rows
@@ -201,7 +202,7 @@ class MemoryCache:
 
 
 def _stamped(entries: pa.Table, stamp: int) -> pa.Table:
-    rows = entries.select([name for name in ENTRY_SCHEMA.names if name != "recorded"])
+    rows = fitted(entries, pa.schema([field for field in ENTRY_SCHEMA if field.name != "recorded"]))
     return rows.append_column("recorded", pa.array([stamp] * len(rows), pa.int64()))
 
 

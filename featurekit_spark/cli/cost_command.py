@@ -39,9 +39,9 @@ def cost_command(
 ) -> Answer:
     """What was paid for calls of models, failed ones among them.
 
-    Counted from the cache's entries and its records of runs: calls, tokens, usd and seconds. What nobody knows the
-    price of is told as unknown. --merchant and --market choose settings, and with them the cache; all that was paid
-    for it is counted.
+    Counted from the cache's entries and its records of runs: calls, attempts, tokens, usd and seconds. What nobody
+    knows the price of is told as unknown. --merchant and --market choose settings, and with them the cache; all that
+    was paid for it is counted.
 
     Example: featurekit cost --by merchant,day --since 2026-01-01 --conf-file conf/dev.yaml
     """
@@ -88,11 +88,18 @@ def _text(rows: Sequence[Spent], total: Spent, by: Sequence[str]) -> Iterator[st
     if not total.calls:
         yield "nothing was paid for"
         return
-    head = (*by, "calls", "failed", "tokens", "usd", "seconds")
-    lines = [head, *((*_names(row, by), *_amounts(row)) for row in rows)]
+    repeated = total.failed_attempts != total.failed
+    tried = ("attempts", "failed attempts") if repeated else ()
+    lines = [(*by, "calls", "failed", *tried, "tokens", "usd", "seconds")]
+    lines += [(*_names(row, by), *_amounts(row, repeated)) for row in rows]
     if len(rows) > 1:
-        lines.append((*("total" if at == 0 else "" for at, _ in enumerate(by)), *_amounts(total)))
+        lines.append((*("total" if at == 0 else "" for at, _ in enumerate(by)), *_amounts(total, repeated)))
     yield from table(lines, align="<" * len(by))
+    if repeated:
+        yield (
+            f"{total.failed_attempts} of {counted(total.attempts, 'attempt')} led to no answer: in the sums is what "
+            "the provider said that they took"
+        )
     if 0 < total.unpriced < total.calls:
         yield (
             f"+: and what {counted(total.unpriced, 'call')} of {total.calls} cost, whose price nobody knows "
@@ -106,7 +113,10 @@ def _text(rows: Sequence[Spent], total: Spent, by: Sequence[str]) -> Iterator[st
             "provider did not say: what they cost is an estimate"
         )
     if total.removed:
-        yield f"{counted(total.removed, 'call')} among them only by records of runs: their entries were taken out"
+        yield (
+            f"{counted(total.removed, 'call')} among them only by records of runs: their entries were taken out, or "
+            "the next run takes them in"
+        )
 
 
 def _names(row: Spent, by: Sequence[str]) -> Iterator[str]:
@@ -115,7 +125,8 @@ def _names(row: Spent, by: Sequence[str]) -> Iterator[str]:
         yield _UNKNOWN if value is None else str(value)
 
 
-def _amounts(row: Spent) -> tuple[str, ...]:
+def _amounts(row: Spent, repeated: bool) -> tuple[str, ...]:
     usd = _UNKNOWN if row.usd is None else shown_usd(float(row.usd)) + ("+" if row.unpriced else "")
     tokens = _UNKNOWN if row.tokens is None else str(row.tokens)
-    return str(row.calls), str(row.failed), tokens, usd, shown_seconds(row.seconds)
+    tried = (str(row.attempts), str(row.failed_attempts)) if repeated else ()
+    return str(row.calls), str(row.failed), *tried, tokens, usd, shown_seconds(row.seconds)

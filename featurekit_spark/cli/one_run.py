@@ -126,7 +126,8 @@ def _run(request: RunRequest, report: RunReport) -> None:
                     budget=Budget(settings.run.max_calls, settings.run.max_usd, settings.run.no_new_calls),
                 )
         finally:
-            report.came_to(session.execution if session is not None else None)
+            if session is not None:
+                report.came_to(session.execution, session.ended_early)
             boot.close()
     report.done(outcome)
     for line in report.problems():

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["outputs_app"]
 
+_FINISHED = ("ok", "partial")
+
 outputs_app = command_app("outputs", "What is published, and going back to what was.")
 
 
@@ -24,7 +26,10 @@ outputs_app = command_app("outputs", "What is published, and going back to what 
 def rollback_command(
     options: GroupOptions,
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="The run whose outputs are wanted back, or latest.")
+        str,
+        typer.Argument(
+            metavar="RUN", help="The run whose outputs are wanted back, or latest: that finished."
+        ),
     ],
     dry_run: DryRun = False,
 ) -> Answer:
@@ -43,10 +48,24 @@ def rollback_command(
     from featurekit_spark.pipelines.outputs import rollback
     from featurekit_spark.report.store import RunStore
 
-    told: dict[str, Any] = {}
+    store, told = RunStore(settings.warehouse), dict[str, Any]()
+    runs = store.runs(merchant, market)
+    last = next((found["run_id"] for found in runs if found["status"] in _FINISHED), None)
+    if run == "latest" and last is not None:
+        run = last  # one that stopped or failed left outputs as they were
     with suppress(UsageError):  # its record may be gone; what it published need not be
-        told = RunStore(settings.warehouse).read(merchant, market, run)
+        told = store.read(merchant, market, run)
     run = str(told.get("run_id", run))
+    if told.get("status") == "stopped":
+        before = (
+            f"The last run that published is {last!r}: give that, or latest."
+            if last
+            else "No run before it published anything."
+        )
+        raise UsageError(
+            f"run {run!r} stopped before its end and published nothing, so that there is nothing of it to go back to. "
+            f"{before}"
+        )
     boot = Bootstrap(settings, merchant=merchant, market=market)
     try:
         sinks = boot.get_sinks()

@@ -18,6 +18,7 @@ from featurekit_spark.cli.wording import counted, counts_table
 if TYPE_CHECKING:
     from featurekit_spark.execute import Execution
     from featurekit_spark.pipelines.logic import LogicOutcome
+    from featurekit_spark.records import EarlyEnd
     from featurekit_spark.results import Counts
     from featurekit_spark.session import RunResult
     from featurekit_spark.settings import Settings
@@ -75,13 +76,16 @@ class RunReport:
             "warnings": list(result.warnings),
         }
 
-    def came_to(self, execution: Execution | None) -> None:
+    def came_to(self, execution: Execution | None, end: EarlyEnd | None) -> None:
         """Something was computed; where the run fails, this is how far it came."""
         if self.execution is None and execution is not None:
             self.execution = execution
-            done = execution.counts()
+            done = execution.counts() if end is None else end.builders
             self.facts["builders"] = {name: _counts(counts) for name, counts in done.items()}
             self.facts["failures"] = _failures(done.values())
+        if end is not None:
+            self.facts["paid_twice"] = asdict(end.paid_twice)
+            self.facts["warnings"] = end.paid_twice.told()
 
     def done(self, outcome: LogicOutcome) -> None:
         """The run came to its end."""
@@ -116,6 +120,7 @@ class RunReport:
         ]
         lines += counts_table(facts["builders"])
         lines += _told_failures(facts["failures"])
+        lines += _told_attempts(facts["builders"].values())
         for name, sink in facts["sinks"].items():
             lines.append(f"  sink {name}: {sink['status']}, {counted(sink['rows'], 'row')}")
         told = ", ".join(
@@ -152,6 +157,9 @@ def _counts(counts: Counts) -> dict[str, Any]:
         "tokens": counts.tokens,
         "usd": None if counts.usd is None else round(counts.usd, 6),
         "seconds": round(counts.seconds, 3),
+        "attempts": counts.attempts,
+        "failed_attempts": counts.failed_attempts,
+        "estimated_tokens": counts.estimated_tokens,
         **({"failures": _failures([counts])} if any(_failures([counts]).values()) else {}),
     }
 
@@ -160,6 +168,16 @@ def _failures(counts: Iterable[Counts]) -> dict[str, int]:
     """Keys at which paid builders failed, by kind; `remembered` are those of them that were not asked again."""
     parts = list(counts)
     return {name: sum(getattr(own, name) for own in parts) for name in _FAILURES}
+
+
+def _told_attempts(builders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    counts = list(builders)
+    calls, attempts, failed = (
+        sum(own[name] for own in counts) for name in ("calls", "attempts", "failed_attempts")
+    )
+    if attempts > calls:
+        told = f"{failed} of {attempts} requests for paid keys led to no answer"
+        yield f"  {told}; what is known of their cost is counted"
 
 
 def _told_failures(failures: Mapping[str, int]) -> Iterator[str]:

@@ -37,12 +37,15 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True)
 class Embedded:
-    """A hosted model's vector of one text, with the text's share of what its request cost. `usd` None: no price is
-    known."""
+    """A hosted model's vector of one text, with the text's share of what its requests cost, those that failed among
+    them. `usd` None: no price is known. `estimated_tokens`: how many of the tokens the provider did not count;
+    `attempts`: in how many requests the text was sent."""
 
     vector: Vectors
     tokens: int = 0
     usd: float | None = None
+    estimated_tokens: int = 0
+    attempts: int = 1
 
 
 @runtime_checkable

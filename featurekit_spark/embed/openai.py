@@ -20,12 +20,12 @@ from featurekit_spark.costs import Expected
 from featurekit_spark.embed.base import Embedded, Vectors, refuse_blank, unit_rows
 from featurekit_spark.embed.coalesce import Coalescer, shares
 from featurekit_spark.embed.openai_answers import Answer, answer_of
-from featurekit_spark.errors import BuildError, ContextError, UsageError
-from featurekit_spark.failures import of_others
+from featurekit_spark.embed.requests import Before, each_failed
+from featurekit_spark.errors import BuildError, ContextError, FeaturekitError, UsageError
 from featurekit_spark.paid.limits import LocalLimiter, RateLimiter
 from featurekit_spark.paid.openai_protocol import Line, blames_request, copied, judged, received, server_url
 from featurekit_spark.paid.prices import Price
-from featurekit_spark.paid.retry import RetryPolicy, Sign, failure_of, with_retries
+from featurekit_spark.paid.retry import CallFailure, RetryPolicy, Sign, failure_of, with_retries
 from featurekit_spark.paid.secrets import api_key
 from featurekit_spark.paid.tokens import count_tokens
 
@@ -150,33 +150,40 @@ class OpenAIEmbedder:
         cannot take costs no other its vector."""
         in_a_row = 0
 
-        async def attempt(some: list[str]) -> list[Embedded | Exception]:
+        async def attempt(some: list[str], before: Before) -> list[Embedded | Exception]:
             nonlocal in_a_row
             try:
-                made = await self._asked(some)
-            except BuildError as error:
+                made = await self._asked(some, before)
+            except ContextError:
+                raise
+            except FeaturekitError as error:
                 failure = failure_of(error)
-                refused = failure is not None and failure.sign is Sign.WORKS
+                refused = isinstance(error, BuildError) and failure is not None and failure.sign is Sign.WORKS
+                so_far = before.and_failed(error)
                 in_a_row += refused and len(some) == 1
-                if len(some) == 1 or not refused:
-                    return [error] * len(some)
-                if in_a_row >= _SYSTEMIC:
-                    return [of_others(error)] * len(some)
-                middle = len(some) // 2
-                return await attempt(some[:middle]) + await attempt(some[middle:])
+                if len(some) > 1 and refused and in_a_row < _SYSTEMIC:
+                    middle = len(some) // 2
+                    first, rest = so_far.parted(some[:middle], some[middle:])
+                    return await attempt(some[:middle], first) + await attempt(some[middle:], rest)
+                blamed = len(some) == 1 or not refused
+                return [*each_failed(error, some, so_far, self._usd, to_blame=blamed)]
             in_a_row = 0
             return made
 
-        return await attempt(texts)
+        return await attempt(texts, Before())
 
-    async def _asked(self, texts: list[str]) -> list[Embedded | Exception]:
+    async def _asked(self, texts: list[str], before: Before) -> list[Embedded | Exception]:
         request: dict[str, Any] = {"model": self.model, "input": texts, "encoding_format": self.encoding}
         if self.send_dim:
             request["dimensions"] = self.dim
         line = self._line()
 
         async def once() -> Answer:
-            return answer_of(await line.ask(request), len(texts))
+            try:
+                return answer_of(await line.ask(request), len(texts))
+            except CallFailure as failure:
+                failure.usd = None if failure.tokens is None else self._usd(failure.tokens)
+                raise
 
         async with line.free:
             called = await with_retries(
@@ -190,9 +197,9 @@ class OpenAIEmbedder:
                 tokens=sum(map(len, texts)) // 4,
                 used=lambda answer: answer.tokens or 0,
             )
-        return self._embedded(called.value, texts)
+        return self._embedded(called.value, texts, before.and_lost(called.attempts, called.lost.tokens))
 
-    def _embedded(self, answer: Answer, texts: list[str]) -> list[Embedded | Exception]:
+    def _embedded(self, answer: Answer, texts: list[str], asked: Before) -> list[Embedded | Exception]:
         for vector in answer.vectors:
             if len(vector) != self.dim:
                 raise ContextError(
@@ -200,16 +207,19 @@ class OpenAIEmbedder:
                     f"is {self.dim}: set it to {len(vector)}, or choose a model that can be asked for {self.dim}."
                 )
         # Each text's share of what the provider counted; counted here where it says nothing.
-        if answer.tokens:
-            counts = shares(answer.tokens, [len(text) for text in texts])
-        else:
-            counts = [count_tokens(text, self.model).count for text in texts]
+        here = [0] * len(texts) if answer.tokens else [count_tokens(text, self.model).count for text in texts]
+        counts = shares(answer.tokens, [len(text) for text in texts]) if answer.tokens else here
         made: list[Embedded | Exception] = []
-        for vector, tokens in zip(answer.vectors, counts, strict=True):
+        for vector, own, lost, estimated in zip(
+            answer.vectors, counts, asked.shares(texts), here, strict=True
+        ):
+            tokens = own + lost
+            usd = self._usd(tokens)
             try:
-                made.append(Embedded(unit_rows([vector])[0], tokens, self._usd(tokens)))
+                made.append(Embedded(unit_rows([vector])[0], tokens, usd, estimated, asked.attempts))
             except BuildError as error:
-                made.append(error.with_cost(tokens, self._usd(tokens)))
+                error.attempts = asked.attempts
+                made.append(error.with_cost(tokens, usd, estimated))
         return made
 
     def _usd(self, tokens: int) -> float | None:

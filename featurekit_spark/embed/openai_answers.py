@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featurekit_spark.paid.openai_protocol import unclear
+from featurekit_spark.paid.retry import CallFailure
 
 __all__ = ["Answer", "answer_of"]
 
@@ -26,19 +27,30 @@ class Answer:
 
 
 def answer_of(body: bytes, count: int) -> Answer:
-    """An answer for `count` texts. CallFailure for what is none, or does not say which vector is whose: a vector may
-    never go to another text."""
+    """An answer for `count` texts. CallFailure, with the tokens that it says it took, for what is none, or does not say
+    which vector is whose: a vector may never go to another text."""
+    counted = None
     try:
         answer = json.loads(body)
+        counted = _tokens(answer)
         found = {item["index"]: _numbers(item["embedding"]) for item in answer["data"]}
-        usage = answer.get("usage") or {}
-        tokens = usage.get("prompt_tokens")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise unclear(f"the server's answer has no vectors ({error!r}): {body[:200]!r}") from None
+        raise _none(f"no vectors ({error!r}): {body[:200]!r}", counted) from None
     if len(answer["data"]) != count or set(found) != set(range(count)):
-        raise unclear(f"the server's answer has other vectors than those of the {count} texts it was sent")
-    counted = tokens if isinstance(tokens, int) and tokens > 0 else None
+        raise _none(f"other vectors than those of the {count} texts it was sent", counted)
     return Answer([found[index] for index in range(count)], counted)
+
+
+def _none(has: str, tokens: int | None) -> CallFailure:
+    failure = unclear(f"the server's answer has {has}")
+    failure.tokens = tokens
+    return failure
+
+
+def _tokens(answer: Any) -> int | None:
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0 else None
 
 
 def _numbers(embedding: Any) -> Any:

@@ -95,9 +95,9 @@ class HostedTextEmbedding(FeatureBuilder[Vectors]):
                 "TextEmbedding instead."
             )
         if is_blank(inputs["text"]):
-            return Metered(None, usd=0.0)
+            return Metered(None, usd=0.0, attempts=0)
         made = await embedder.embed_one(inputs["text"])
-        return Metered(made.vector, made.tokens, made.usd)
+        return Metered(made.vector, made.tokens, made.usd, made.estimated_tokens, made.attempts)
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,6 @@ def entry_struct() -> str:
         until=None,
         reads=None,
         failure=None,
-        estimated_tokens=None,
     )
 
 

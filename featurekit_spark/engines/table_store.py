@@ -174,9 +174,12 @@ class TableStore:
         fresh = F.col("origin").isin(*FRESH) & ~F.col("builder").isin(*inline)
         hand = F.col("builder").isin(*by_hand) & (F.col("origin") == "computed")
         again = F.col("origin").isin("hit", "empty") & ~F.col("current") | hand
+        attempts = F.coalesce("attempts", F.lit(1))
         stats = rows.groupBy("builder", "origin", "failure").agg(
             F.count("*").alias("number"),
             *(F.sum(name).alias(name) for name in ("seconds", "tokens", "usd", "estimated_tokens")),
+            F.sum(attempts).alias("attempts"),
+            F.sum(F.greatest(attempts - 1, F.lit(0))).alias("repeats"),
             F.count("usd").alias("priced"),
             F.count_if(fresh).alias("fresh"),
             F.count_if(again).alias("again"),
@@ -225,6 +228,8 @@ def _counted(row: Any, paid: bool) -> Counts:
         estimated_tokens=int(row["estimated_tokens"] or 0) if built else 0,
         usd=0.0 if not calls else float(row["usd"] or 0.0) if priced else None,
         seconds=float(row["seconds"] or 0.0) if built else 0.0,
+        attempts=int(row["attempts"]) if calls else 0,
+        failed_attempts=int(row["attempts" if origin == "error" else "repeats"]) if calls else 0,
     )
 
 

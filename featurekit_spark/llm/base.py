@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
+from featurekit_spark.paid.cost import NOTHING, Cost
+
 __all__ = ["ChatModel", "Completion", "Message"]
 
 Message: TypeAlias = Mapping[str, str]
@@ -18,7 +20,7 @@ class Completion:
 
     `finish_reason` as the provider says it: `stop`, or `length` where max_tokens cut the answer off. `counted_by`: who
     counted the tokens: the `provider`; where its answer said nothing, a `tokenizer` of the model, or a rule of thumb
-    (`estimate`).
+    (`estimate`). `attempts`: how many requests it took; `lost`: what those before it cost, which led to no answer.
     """
 
     text: str
@@ -27,15 +29,23 @@ class Completion:
     usd: float | None = None
     finish_reason: str = "stop"
     counted_by: Literal["provider", "tokenizer", "estimate"] = "provider"
+    attempts: int = 1
+    lost: Cost = NOTHING
 
     @property
     def tokens(self) -> int:
+        """Of the answer alone."""
         return self.prompt_tokens + self.completion_tokens
 
     @property
     def estimated_tokens(self) -> int:
         """How many of them the provider did not count."""
         return 0 if self.counted_by == "provider" else self.tokens
+
+    @property
+    def cost(self) -> Cost:
+        """What all its attempts took."""
+        return Cost(self.tokens, self.usd, self.estimated_tokens) + self.lost
 
 
 @runtime_checkable

@@ -76,15 +76,16 @@ class LLMCompletion(FeatureBuilder[str]):
             temperature=config.temperature,
             max_tokens=config.max_tokens,
         )
+        cost = answer.cost
         if answer.finish_reason == "length":
             limit = "not set" if config.max_tokens is None else config.max_tokens
             cut = BuildError(
                 f"the answer was cut off after {answer.completion_tokens} tokens; raise llm.max_tokens, which is "
                 f"{limit}: with another one it is asked again. What the model said is kept with the entry."
-            ).with_cost(answer.tokens, answer.usd)
-            cut.answer = answer.text
+            ).with_cost(cost.tokens, cost.usd, cost.estimated_tokens)
+            cut.answer, cut.attempts = answer.text, answer.attempts
             raise cut
-        return Metered(answer.text, answer.tokens, answer.usd, answer.estimated_tokens)
+        return Metered(answer.text, cost.tokens, cost.usd, cost.estimated_tokens, answer.attempts)
 
 
 @dataclass(frozen=True)

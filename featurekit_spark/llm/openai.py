@@ -12,7 +12,7 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from featurekit_spark.paid.openai_protocol import (
     unclear,
 )
 from featurekit_spark.paid.prices import Price
-from featurekit_spark.paid.retry import RetryPolicy, with_retries
+from featurekit_spark.paid.retry import CallFailure, FailureKind, RetryPolicy, with_retries
 from featurekit_spark.paid.secrets import api_key
 from featurekit_spark.paid.usage import expected_cost, usage_of
 
@@ -143,7 +143,9 @@ class OpenAIChat:
                 tokens=line.expected(request),
                 used=line.used,
             )
-        return called.value
+        if called.attempts == 1:
+            return called.value
+        return replace(called.value, attempts=called.attempts, lost=called.lost)
 
     def expected_cost(
         self, prompt: str, *, system: str | None = None, max_tokens: int | None = None
@@ -193,12 +195,16 @@ class OpenAIChat:
             model=self.model,
             price=price,
         )
-        if usage.counted_by != "provider":
+        told, failure = usage.counted_by == "provider", reply.failure
+        # What holds no answer may not have been paid for, unless the server says so; a refusal is one.
+        if failure is not None and not told and failure.kind is not FailureKind.TERMINAL:
+            raise failure
+        if not told:
             _counted_here(self.model, self.base_url, usage.counted_by)
         tokens = usage.prompt_tokens, usage.completion_tokens
-        if reply.refused is not None:
-            failure = final(reply.refused)
-            failure.tokens, failure.usd = sum(tokens), usage.usd  # it is paid for all the same
+        if failure is not None:
+            failure.tokens, failure.usd = sum(tokens), usage.usd
+            failure.estimated_tokens = 0 if told else sum(tokens)
             raise failure
         return Completion(reply.text, *tokens, usage.usd, reply.finish_reason, usage.counted_by)
 
@@ -241,34 +247,36 @@ class _Line(Line):
 
 @dataclass(frozen=True)
 class _Reply:
-    """What is in an answer. `refused`: why there is no text to be had."""
+    """What is in an answer. `failure`: why there is no text to be had."""
 
     text: str
     finish_reason: str
     usage: Any
-    refused: str | None
+    failure: CallFailure | None = None
 
 
 def _read(body: bytes) -> _Reply:
-    """What is no answer raises."""
+    """What cannot be read raises."""
     try:
         answer = json.loads(body, object_hook=lambda fields: SimpleNamespace(**fields))
     except ValueError:
         raise unclear(f"the server's answer is no JSON: {body[:200]!r}") from None
+    usage = getattr(answer, "usage", None)
     try:
         choice = answer.choices[0]
         message, reason = choice.message, getattr(choice, "finish_reason", None) or "stop"
         text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
     except (AttributeError, IndexError, TypeError):
-        raise unclear(f"the server's answer has no choices: {body[:200]!r}") from None
-    refused = None
+        return _Reply("", "", usage, unclear(f"the server's answer has no choices: {body[:200]!r}"))
+    failure = None
     if refusal:
-        refused = f"the model refused: {str(refusal)[:200]}"
+        failure = final(f"the model refused: {str(refusal)[:200]}")
     elif reason == "content_filter":
-        refused = "the provider's content filter stopped the answer"
+        failure = final("the provider's content filter stopped the answer")
     elif not isinstance(text, str):
-        raise unclear(f"the server's answer has no text (finish_reason {reason!r})")
-    return _Reply(text or refusal or "", reason, getattr(answer, "usage", None), refused)
+        failure = unclear(f"the server's answer has no text (finish_reason {reason!r})")
+    said = text if isinstance(text, str) and text else str(refusal or "")
+    return _Reply(said, reason, usage, failure)
 
 
 @cache

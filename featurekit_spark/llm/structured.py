@@ -17,6 +17,7 @@ from featurekit_spark.costs import Pricing
 from featurekit_spark.errors import BuildError, ContextError, DefinitionError, FeaturekitError
 from featurekit_spark.llm.base import ChatModel, Completion, Message
 from featurekit_spark.llm.completion import RequestPricing
+from featurekit_spark.paid.cost import NOTHING, Cost, cost_of
 from featurekit_spark.values import value_type
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class StructuredCompletion(FeatureBuilder[dict[str, Any]]):
 
 
 class _Asking:
-    """One key's calls: the first, and the repair where it needs one. An error is told what both took, and the text."""
+    """One key's calls: the first, and the repair where it needs one. An error is told what both took, attempts and
+    cost, and the text."""
 
     def __init__(
         self, builder: StructuredCompletion, config: StructuredCompletion.Config, model: ChatModel
@@ -134,14 +136,13 @@ class _Asking:
                 )
         except FeaturekitError as error:
             if self.answers:
-                tokens, usd = self._cost()
-                more = (error.usd or 0.0) if error.usd is not None or error.tokens is None else None
-                error.with_cost(
-                    tokens + (error.tokens or 0), None if usd is None or more is None else usd + more
-                )
+                cost = self._cost() + (cost_of(error) or NOTHING)
+                error.with_cost(cost.tokens, cost.usd, cost.estimated_tokens)
+                error.attempts = self._attempts() + (error.attempts or 0)
                 error.answer = self.answers[-1].text
             raise
-        return Metered(value, *self._cost(), sum(answer.estimated_tokens for answer in self.answers))
+        cost = self._cost()
+        return Metered(value, cost.tokens, cost.usd, cost.estimated_tokens, self._attempts())
 
     async def _ask(self, prompt: str, earlier: Sequence[Message] = ()) -> Completion:
         config = self.config
@@ -181,8 +182,9 @@ class _Asking:
             f"JSON Schema:\n{json.dumps(schema, ensure_ascii=False)}"
         )
 
-    def _cost(self) -> tuple[int, float | None]:
-        """Tokens and usd of all answers; usd None once a price is missing."""
-        prices = [answer.usd for answer in self.answers if answer.usd is not None]
-        known = len(prices) == len(self.answers)
-        return sum(answer.tokens for answer in self.answers), sum(prices) if known else None
+    def _cost(self) -> Cost:
+        """Of all answers, and of the attempts that led to them."""
+        return sum((answer.cost for answer in self.answers), NOTHING)
+
+    def _attempts(self) -> int:
+        return sum(answer.attempts for answer in self.answers)

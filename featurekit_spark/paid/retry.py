@@ -25,6 +25,7 @@ from featurekit_spark.errors import (
     UsageError,
 )
 from featurekit_spark.failures import FailureKind
+from featurekit_spark.paid.cost import NOTHING, Cost, cost_of
 from featurekit_spark.paid.limits import RateLimiter
 
 __all__ = [
@@ -55,11 +56,13 @@ class Sign(Enum):
 
 class CallFailure(Exception):
     """A failed attempt, and in the end the call: `attempts` says how many were made. `retry_after_s`: as the server
-    asked. `tokens`, `usd`: what it cost all the same, where anybody knows."""
+    asked. `tokens`, `usd`: what the attempt cost all the same, where anybody knows; `estimated_tokens`: how many of
+    these the provider did not count."""
 
     attempts = 0
     tokens: int | None = None
     usd: float | None = None
+    estimated_tokens: int = 0
 
     def __init__(
         self, message: str, kind: FailureKind, sign: Sign, *, retry_after_s: float | None = None
@@ -107,10 +110,11 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Called(Generic[T]):
-    """An answer, and how many attempts it took."""
+    """An answer, how many attempts it took, and what those before it cost."""
 
     value: T
     attempts: int
+    lost: Cost = NOTHING
 
 
 @dataclass
@@ -190,10 +194,11 @@ async def with_retries(
     """Call until there is an answer: `attempt` makes one attempt, `judge` says what an exception of it means.
 
     `tokens` is what an attempt is expected to use, `used` what it did. Raises ServiceError (worth a retry later),
-    BuildError (this request never succeeds) or BudgetError (no quota), its text beginning with `what`; `failure_of`
-    tells more.
+    BuildError (this request never succeeds) or BudgetError (no quota), its text beginning with `what`, with the cost of
+    all attempts; `failure_of` tells more.
     """
     spent, number, failure = 0.0, 0, None
+    lost: Cost | None = None
     while True:
         try:
             breaker.check()  # before standing in line, and again behind it
@@ -204,9 +209,10 @@ async def with_retries(
                 unasked = type(refusal)(f"{what}: {refusal}")
                 unasked.attempts = 0
                 raise unasked from None
-            raise _told(what, failure, policy, f"; {refusal}") from failure
+            raise _told(what, failure, policy, f"; {refusal}", lost) from failure
         except ConfigError as error:  # the limiter's
             error.attempts = number
+            _with(lost, error)
             raise
         number += 1
         start = clock.now()
@@ -215,6 +221,7 @@ async def with_retries(
         except Exception as error:
             failure = judged(error, judge)
             failure.attempts = number
+            lost = _sum(lost, cost_of(failure))
             if failure is not error:
                 failure.__cause__ = error
         except BaseException:
@@ -226,7 +233,7 @@ async def with_retries(
             if used is not None:
                 with suppress(FeaturekitError):  # an answer is worth more than an exact limit
                     await limiter.correct(used(value) - tokens)
-            return Called(value, number)
+            return Called(value, number, lost or NOTHING)
         spent += clock.now() - start
         asked = failure.retry_after_s
         if asked is not None:
@@ -246,7 +253,7 @@ async def with_retries(
                 if late and number < policy.attempts
                 else ""
             )
-            raise _told(what, failure, policy, why) from failure
+            raise _told(what, failure, policy, why, lost) from failure
         await clock.sleep(wait)
         spent += wait
 
@@ -277,7 +284,9 @@ def _tell(breaker: Breaker, failure: CallFailure, *, probing: bool, last: bool) 
             assert_never(failure.sign)
 
 
-def _told(what: str, failure: CallFailure, policy: RetryPolicy, why: str) -> FeaturekitError:
+def _told(
+    what: str, failure: CallFailure, policy: RetryPolicy, why: str, lost: Cost | None
+) -> FeaturekitError:
     """The failure as an error of the library."""
     tried = f" (attempt {failure.attempts} of {policy.attempts}{why})"
     told = f"{what}: {failure.message}"
@@ -291,7 +300,15 @@ def _told(what: str, failure: CallFailure, policy: RetryPolicy, why: str) -> Fea
         case _:
             assert_never(failure.kind)
     error.attempts, error.blames_request = failure.attempts, failure.sign is Sign.WORKS
-    return error.with_cost(failure.tokens, failure.usd)
+    return _with(lost, error)
+
+
+def _with(lost: Cost | None, error: FeaturekitError) -> FeaturekitError:
+    return error if lost is None else error.with_cost(lost.tokens, lost.usd, lost.estimated_tokens)
+
+
+def _sum(one: Cost | None, other: Cost | None) -> Cost | None:
+    return other if one is None else one if other is None else one + other
 
 
 def failure_of(error: BaseException) -> CallFailure | None:

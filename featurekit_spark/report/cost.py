@@ -23,6 +23,7 @@ from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.rows import run_records
 from featurekit_spark.errors import UsageError, known_names
+from featurekit_spark.failures import failure_in
 from featurekit_spark.settings import mask_password
 
 __all__ = ["DIMENSIONS", "Spent", "checked_dimensions", "paid_lots", "spent_in", "summed"]
@@ -30,10 +31,14 @@ __all__ = ["DIMENSIONS", "Spent", "checked_dimensions", "paid_lots", "spent_in",
 DIMENSIONS: Final = ("builder", "merchant", "model", "day")
 _COLUMNS: Final = (
     *("builder", "config_hash", "entry_id", "run_id", "status", "error"),
-    *("seconds", "tokens", "usd", "recorded"),
+    *("seconds", "tokens", "usd", "attempts", "estimated_tokens", "recorded"),
 )
 _USD: Final = pa.decimal128(38, 12)
 _LOT: Final = ("builder", "run_id", "config_hash", "day")
+_AMOUNTS: Final = (
+    *("calls", "failed", "tokens", "usd", "unpriced", "seconds"),
+    *("attempts", "failed_attempts", "estimated_tokens"),
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,10 @@ class Spent:
     `merchant`: the first field of the group whose run made them; `day`: when they were kept, UTC. None where nobody
     knows; in a sum, also what it is not grouped by. `failed`: calls that gave no answer. `tokens`, `usd`: as far as
     they are known, None where that is nothing; `unpriced`: calls whose usd nobody knows. `removed`: calls that only
-    the record of their run tells of, because their entries were taken out. `estimated_tokens`: of the tokens of
-    answers, how many the records of runs say that the provider did not count; usd of them are as uncertain.
+    the record of their run tells of: their entries were taken out, or are not taken in yet. `estimated_tokens`: of the
+    tokens, how many the provider did not count; usd of them are as uncertain. `attempts`: requests that the calls
+    took, one where nobody counted; `failed_attempts`: those of them that led to no answer. What a provider billed for
+    them is in the sums, where it said so.
     """
 
     builder: str | None = None
@@ -59,6 +66,8 @@ class Spent:
     seconds: float = 0.0
     removed: int = 0
     estimated_tokens: int = 0
+    attempts: int = 0
+    failed_attempts: int = 0
 
     def __add__(self, other: Spent) -> Spent:
         """Both together, under this one's names."""
@@ -72,6 +81,8 @@ class Spent:
             seconds=self.seconds + other.seconds,
             removed=self.removed + other.removed,
             estimated_tokens=self.estimated_tokens + other.estimated_tokens,
+            attempts=self.attempts + other.attempts,
+            failed_attempts=self.failed_attempts + other.failed_attempts,
         )
 
     def facts(self, by: Sequence[str] = DIMENSIONS) -> dict[str, Any]:
@@ -149,6 +160,9 @@ def spent_in(entries: pa.Table, records: Sequence[RunRecord], *, merchants: Mapp
             usd=row["usd_sum"],
             unpriced=row["unpriced_sum"],
             seconds=row["seconds_sum"] or 0.0,
+            attempts=row["attempts_sum"],
+            failed_attempts=row["failed_attempts_sum"],
+            estimated_tokens=row["estimated_tokens_sum"] or 0,
         )
         places[row["run_id"], row["builder"]].append(len(lots))
         lots.append(lot)
@@ -162,8 +176,10 @@ def spent_in(entries: pa.Table, records: Sequence[RunRecord], *, merchants: Mapp
             places[record.run_id, name].append(len(lots))
             lots.append(names + _removed(facts, kept, gone))
             by_run[record.run_id, name] += lots[-1]  # a run's name may have two records
-        left = int(facts.get("estimated_tokens") or 0)
-        for place in places[record.run_id, name]:  # an entry does not say who counted
+        left = int(facts.get("estimated_tokens") or 0) - kept.estimated_tokens
+        for place in places[record.run_id, name]:  # entries of before they said who counted
+            if left <= 0:
+                break
             own = min(left, (lots[place].tokens or 0) - lots[place].estimated_tokens)
             lots[place] = replace(lots[place], estimated_tokens=lots[place].estimated_tokens + own)
             left -= own
@@ -181,7 +197,9 @@ def _calls(entries: pa.Table, paid: set[str]) -> Iterator[dict[str, Any]]:
     built = pc.or_(costly, pc.if_else(ok, pc.is_valid(entries["seconds"]), _own_failure(entries)))
     rows = entries.filter(pc.and_(pc.or_(costly, of_paid), built))
     # The same row may have been appended twice, under two times.
+    rows = rows.set_column(rows.column_names.index("attempts"), "attempts", _attempts(rows))
     same = ["builder", "entry_id", "run_id", "config_hash", "status", "seconds", "tokens", "usd"]
+    same += ["attempts", "estimated_tokens"]
     first = rows.select([*same, "recorded"]).group_by(same).aggregate([("recorded", "min")])
     failed = pc.equal(first["status"], "error")
     usd = first["usd"].cast(_USD, safe=False)
@@ -195,11 +213,28 @@ def _calls(entries: pa.Table, paid: set[str]) -> Iterator[dict[str, Any]]:
             "usd": usd,
             "unpriced": pc.is_null(usd).cast(pa.int64()),
             "seconds": first["seconds"],
+            "attempts": first["attempts"],
+            "failed_attempts": pc.max_element_wise(
+                pc.subtract(first["attempts"], pc.invert(failed).cast(pa.int64())), 0
+            ),
+            "estimated_tokens": first["estimated_tokens"],
         }
     )
-    amounts = ("calls", "failed", "tokens", "usd", "unpriced", "seconds")
-    grouped = lots.group_by(list(_LOT)).aggregate([(name, "sum") for name in amounts])
+    grouped = lots.group_by(list(_LOT)).aggregate([(name, "sum") for name in _AMOUNTS])
     yield from grouped.to_pylist()
+
+
+def _attempts(entries: pa.Table) -> Any:
+    """Requests that entries took. Before there was a column for it, only the text of an error told."""
+    known = entries["attempts"]
+    untold = pc.and_(pc.is_null(known), pc.equal(entries["status"], "error"))
+    if pc.any(untold).as_py():
+        texts = entries["error"].filter(untold).to_pylist()
+        told = [1 if (found := failure_in(text)) is None else found.attempts for text in texts]
+        known = pc.replace_with_mask(
+            known.combine_chunks(), untold.combine_chunks(), pa.array(told, pa.int64())
+        )
+    return pc.fill_null(known, 1)
 
 
 def _own_failure(entries: pa.Table) -> Any:
@@ -224,6 +259,8 @@ def _removed(facts: Mapping[str, Any], kept: Spent, gone: int) -> Spent:
         unpriced=gone if rest is None else 0,
         seconds=seconds,
         removed=gone,
+        attempts=max(int(facts.get("attempts") or facts["calls"]) - kept.attempts, 0),
+        failed_attempts=max(int(facts.get("failed_attempts") or 0) - kept.failed_attempts, 0),
     )
 
 

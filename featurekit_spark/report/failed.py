@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurekit_spark.errors import ConfigError
 from featurekit_spark.locks import local_path, table_lock
-from featurekit_spark.report.record import masked
+from featurekit_spark.masks import masked
 
 if TYPE_CHECKING:
     import pyarrow as pa

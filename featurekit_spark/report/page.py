@@ -169,7 +169,7 @@ def _warnings(warnings: Sequence[object]) -> str:
 
 
 def _facts(document: Document) -> str:
-    total = {kind: _sum(document, kind) for kind in (*ANSWERS, "calls", "tokens")}
+    total = {kind: _sum(document, kind) for kind in (*ANSWERS, "calls", "tokens", "failed_attempts")}
     answered = sum(total[kind] for kind in ANSWERS)
     share = f" <small>{100 * total['hit'] / answered:.0f} %</small>" if answered else ""
     amounts = [counts.get("usd", 0) for counts in (document.get("builders") or {}).values()]
@@ -183,6 +183,7 @@ def _facts(document: Document) -> str:
         *([("Updated", number(total["updated"]))] if total["updated"] else []),
         ("Computed", number(total["computed"])),
         ("Paid calls", number(total["calls"])),
+        *([("Failed attempts", number(total["failed_attempts"]))] if total["failed_attempts"] else []),
         *([("Tokens", number(total["tokens"])), ("USD", known)] if total["calls"] else []),
     ]
     return (

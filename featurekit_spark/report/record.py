@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import featurekit_spark
-from featurekit_spark.settings import mask_password
+from featurekit_spark.masks import masked
 
 if TYPE_CHECKING:
     from featurekit_spark.settings import Settings
@@ -29,11 +29,6 @@ KEPT_ERRORS: Final = 100
 """How many failed keys a document holds; all of them are in the cache."""
 
 _LIBRARIES = ("pyspark", "delta-spark", "deltalake", "pyarrow", "pandas", "numpy", "redis", "openai")
-# What providers' keys look like, and a bearer token.
-_KEY = re.compile(r"\b(sk-|pk-|dapi|hf_|(?i:bearer)\s+)[A-Za-z0-9._~+/*-]{6,}=*")
-_SECRET_IN_QUERY = re.compile(
-    r"([?&][^=&\s]*(?:password|secret|token|sig|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE
-)
 
 
 def run_document(
@@ -99,11 +94,6 @@ def versions() -> dict[str, str]:
     if java is not None:
         found["java"] = java
     return found
-
-
-def masked(text: str) -> str:
-    """`text` without passwords and tokens of the addresses in it, and without keys that a provider's error repeats."""
-    return _KEY.sub(r"\1***", _SECRET_IN_QUERY.sub(r"\1***", mask_password(text)))
 
 
 def _masked_deep(value: object) -> object:

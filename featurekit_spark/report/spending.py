@@ -17,7 +17,7 @@ _SHOWN_DAYS: Final = 14
 
 def by_day(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Sums of summaries of runs, oldest day first; only the last days on which a call was made. `usd` and `tokens` are
-    None where one of the runs does not tell."""
+    None where one of the runs does not tell; `failed_attempts` are told where there were any."""
     days: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
         if run.get("calls_total") and run.get("started"):
@@ -29,6 +29,7 @@ def by_day(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "calls": sum(run["calls_total"] for run in days[day]),
             "tokens": _sum(days[day], "tokens_total"),
             "usd": _sum(days[day], "usd_total"),
+            **_failed_attempts(days[day]),
         }
         for day in sorted(days)[-_SHOWN_DAYS:]
     ]
@@ -52,19 +53,27 @@ def _chart(label: str, title: str, rows: Sequence[Mapping[str, Any]], *, runs: b
     )
     most = max((row[measure] for row in rows), default=0) or 1
     shown = {"usd": "USD", "tokens": "Tokens", "calls": "Calls"}[measure]
-    titles = [title, f"{shown}, as bars", *(["Runs"] if runs else []), "Calls", "Tokens", "USD"]
+    in_vain = any(row.get("failed_attempts") for row in rows)
+    titles = [title, f"{shown}, as bars", *(["Runs"] if runs else []), "Calls"]
+    titles += [*(["Failed attempts"] if in_vain else []), "Tokens", "USD"]
     cells = [
         [
             row["what"],
             bar(row[measure] / most),
             *([number(row["runs"])] if runs else []),
             number(row["calls"]),
+            *([number(row.get("failed_attempts") or 0)] if in_vain else []),
             "unknown" if row.get("tokens") is None else number(row["tokens"]),
             usd(row.get("usd")),
         ]
         for row in rows
     ]
     return table(label, titles, cells, numbers=range(2, len(titles)))
+
+
+def _failed_attempts(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    failed = sum(run.get("failed_attempts_total") or 0 for run in runs)
+    return {"failed_attempts": failed} if failed else {}
 
 
 def _sum(runs: Sequence[Mapping[str, Any]], which: str) -> Any:

@@ -238,7 +238,7 @@ def _summary(document: Mapping[str, Any]) -> dict[str, Any]:
     summary = {name: document.get(name) for name in _SUMMARY}
     builders = document.get("builders") or {}
     summary["failed_keys"] = (document.get("errors") or {}).get("total")
-    for name in ("hit", "updated", "computed", "empty", "error", "calls", "tokens"):
+    for name in ("hit", "updated", "computed", "empty", "error", "calls", "tokens", "failed_attempts"):
         summary[f"{name}_total"] = sum(counts.get(name) or 0 for counts in builders.values())
     amounts = [counts.get("usd", 0) for counts in builders.values()]
     summary["usd_total"] = None if None in amounts else round(sum(amounts), 6)

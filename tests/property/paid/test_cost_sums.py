@@ -37,13 +37,15 @@ def lots(draw: Any) -> Spent:
         seconds=draw(st.integers(0, 1000)),
         removed=draw(st.integers(0, calls)),
         estimated_tokens=draw(st.integers(0, 10**9)),
+        attempts=draw(st.integers(0, 100)),
+        failed_attempts=draw(st.integers(0, 100)),
     )
 
 
 def amounts(sums: list[Spent]) -> tuple[Any, ...]:
     whole = sum(sums, Spent())
     counts = whole.calls, whole.failed, whole.tokens, whole.usd, whole.unpriced, whole.seconds, whole.removed
-    return *counts, whole.estimated_tokens
+    return *counts, whole.estimated_tokens, whole.attempts, whole.failed_attempts
 
 
 @given(st.lists(lots(), max_size=12))
@@ -75,8 +77,13 @@ def entries(draw: Any) -> dict[str, Any]:
         "seconds": 0.5,
         "tokens": draw(st.none() | st.integers(0, 1000)) if paid else None,
         "usd": draw(AMOUNTS) if paid else None,
+        "attempts": draw(st.none() | st.integers(0, 6)),
         "recorded": int(START.timestamp() * 1e9) + draw(st.integers(0, 3)) * 86_400 * 10**9,
     }
+
+
+def requests(row: dict[str, Any]) -> int:
+    return 1 if row["attempts"] is None else int(row["attempts"])
 
 
 def record(run_id: str, merchant: str, calls: int) -> RunRecord:
@@ -97,7 +104,7 @@ def test_every_call_is_counted_once(rows: list[dict[str, Any]], first: int, seco
         if row["builder"] == "Paid" and (row["status"] == "ok" or row["error"].startswith("Paid["))
     ]
     same = ("entry_id", "run_id", "config_hash", "status", "tokens", "usd")
-    calls = {tuple(row[name] for name in same): row for row in own}.values()
+    calls = {(*(row[name] for name in same), requests(row)): row for row in own}.values()
     by_run = {run: sum(row["run_id"] == run for row in calls) for run in ("r1", "r2", "gone")}
     expected = max(by_run["r1"], first) + max(by_run["r2"], second) + by_run["gone"]
     (total,) = summed(found, ()) or [Spent()]
@@ -105,7 +112,12 @@ def test_every_call_is_counted_once(rows: list[dict[str, Any]], first: int, seco
     assert total.failed == sum(row["status"] == "error" for row in calls)
     assert total.removed == expected - len(calls)
     assert total.estimated_tokens <= min(total.tokens or 0, 4)
+    assert total.failed_attempts <= total.attempts
     if not total.removed:
+        tried = list(map(requests, calls))
+        assert total.attempts == sum(tried)
+        answered = sum(row["status"] == "ok" and many > 0 for row, many in zip(calls, tried, strict=True))
+        assert total.failed_attempts == sum(tried) - answered
         assert total.tokens == sum(row["tokens"] or 0 for row in calls) or total.tokens is None
         assert total.unpriced == sum(row["usd"] is None for row in calls)
         usd = sum(Decimal(str(row["usd"])) for row in calls if row["usd"] is not None)

@@ -155,7 +155,7 @@ def test_what_cannot_be_repaired_is_an_error_with_its_text_beside_it(
     bad, good = ask(own, "a lamp", "a chair")
     assert good.value == VALUE
     assert (bad.status, bad.value) == ("error", None)
-    assert 'ProductVerdict["a lamp"]: [terminal, 1 attempt] two answers did not fit Verdict, ' in bad.error
+    assert 'ProductVerdict["a lamp"]: [terminal, 2 attempts] two answers did not fit Verdict, ' in bad.error
     assert len(server.requests) == 3
     row = next(row for row in rows(cache) if row["status"] == "error")
     assert (row["tokens"], row["value_hash"]) == (20, None)
