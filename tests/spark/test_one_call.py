@@ -113,3 +113,28 @@ def test_between_a_run_on_workers_and_another(
         assert dict(zip(table["product_id"].to_pylist(), table["value"].to_pylist(), strict=True)) == {
             f"p{i:03}": f"1. like lamp {i % PROMPTS}" for i in range(PRODUCTS)
         }
+
+
+@pytest.mark.redis
+def test_what_one_of_them_is_refused_the_other_does_not_ask(
+    spark: Any, tmp_path: Path, leases: RedisLeases
+) -> None:
+    cache = DeltaCache(str(tmp_path / "cache"))
+    with load_server(delay_s=0.1, refusal=0.3) as server, ThreadPoolExecutor(2) as pool:
+        chats = [OpenAIChat(server.url, "m", api_key_env="HOME", concurrency=4) for _ in range(2)]
+        first = pool.submit(run, spark, cache, chats[0], "stages", leases=leases)
+        while not server.seen().requests and not first.done():
+            time.sleep(0.05)
+        other = pool.submit(run, spark, cache, chats[1], "local", market="DE", leases=leases)
+        results = [first.result(240), other.result(240)]
+        for chat in chats:
+            aio.run(chat.aclose())
+        seen = server.seen()
+    assert (seen.requests, seen.prompts) == (PROMPTS, PROMPTS)
+    refused = seen.kinds["refusal"]
+    counts = [result.builders["LLMCompletion"] for result in results]
+    assert [count.error for count in counts] == [refused, refused] and refused > 20
+    assert sum(count.calls for count in counts) == PROMPTS
+    assert sum(count.remembered for count in counts) == refused
+    stored = [row for row in cache.history("LLMCompletion").to_pylist() if row["status"] == "error"]
+    assert len(stored) == refused and all("[terminal, 1 attempt]" in row["error"] for row in stored)
