@@ -17,7 +17,7 @@ from typing import Any, assert_never
 import numpy as np
 import pyarrow as pa
 
-from featurekit_spark.errors import ConfigError, ContextError, FeaturekitError, ServiceError, UsageError
+from featurekit_spark.errors import ConfigError, ContextError, FeaturekitError, ServiceError
 from featurekit_spark.search.arguments import Floats
 from featurekit_spark.search.filters import And, Equals, Filter, In, Or, Range, Scalar
 from featurekit_spark.search.generation_store import Candidates, GenerationGoneError, Live
@@ -281,8 +281,6 @@ def _literal(value: Scalar) -> str:
         case bool():
             return "true" if value else "false"
         case str():
-            if "\0" in value:
-                raise UsageError(f"LanceDB cannot look for {value!r}: it has a NUL in it")
             return "'" + value.replace("'", "''") + "'"
         case float():
             return repr(value)

@@ -28,7 +28,7 @@ from featurekit_spark.search.generation_store import Candidates, GenerationGoneE
 from featurekit_spark.search.generations import StoredIndex
 from featurekit_spark.search.index import IndexSpec, Row
 from featurekit_spark.search.stores.names import checked_name
-from featurekit_spark.search.stores.qdrant_connection import Client, connected, opened
+from featurekit_spark.search.stores.qdrant_connection import Client, connected, opened, quicken
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
@@ -61,14 +61,14 @@ class QdrantIndex(StoredIndex):
     ) -> None:
         if (path is None) == (url is None):
             raise UsageError("Qdrant is in a folder or at a server: give path or url, one of them")
+        checked_name(name)
         if path is not None:
-            store = _Store(
-                checked_name(name), f"Qdrant in {str(path)!r}, {name}", True, True, opened(Path(path))
-            )
+            folder = Path(path)
+            store = _Store(name, f"Qdrant in {str(path)!r}, {name}", True, folder, opened(folder))
         else:
             assert url is not None
             made = connected(url, api_key_env, timeout_s)
-            store = _Store(checked_name(name), f"Qdrant at {url}, {name}", exact, False, made)
+            store = _Store(name, f"Qdrant at {url}, {name}", exact, None, made)
         super().__init__(store, spec)
 
 
@@ -77,7 +77,7 @@ class _Store:
     name: str
     place: str
     exact: bool
-    local: bool
+    folder: Path | None
     _client: Client | None = field(repr=False)
 
     def live(self) -> Live | None:
@@ -133,7 +133,9 @@ class _Store:
             client.create_collection(
                 collection, vectors_config=models.VectorParams(size=spec.dim, distance=distance)
             )
-            if not self.local:  # it has no use for them, and says so
+            if self.folder is not None:
+                quicken(self.folder, collection)
+            else:  # a folder has no use for them, and says so
                 for name, kind in spec.fields.items():
                     client.create_payload_index(
                         collection, f"p.{name}", field_schema=models.PayloadSchemaType(_KINDS[kind])
@@ -205,7 +207,7 @@ class _Store:
     ) -> list[Candidates]:
         from qdrant_client import models
 
-        params = None if self.local else models.SearchParams(exact=self.exact)
+        params = None if self.folder is not None else models.SearchParams(exact=self.exact)
         condition = _compiled(wanted)
         requests = [
             models.QueryRequest(

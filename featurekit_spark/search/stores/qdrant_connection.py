@@ -6,8 +6,10 @@ Owns how they are opened and shared, and where the API key comes from. It must n
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -17,7 +19,7 @@ from featurekit_spark.errors import ConfigError, ContextError, LockedError
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
-__all__ = ["Client", "connected", "opened"]
+__all__ = ["Client", "connected", "opened", "quicken"]
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -90,6 +92,14 @@ def opened(path: Path) -> Client:
                 client.close()
 
     return Client(client, lock, closed)
+
+
+def quicken(path: Path, collection: str) -> None:
+    """A folder's client commits row by row: let SQLite write ahead, which is one wait for the disk instead of three."""
+    file = path / "collection" / collection / "storage.sqlite"
+    if file.exists():
+        with suppress(sqlite3.Error), closing(sqlite3.connect(file)) as database:
+            database.execute("PRAGMA journal_mode=WAL")
 
 
 class _NoLock:
