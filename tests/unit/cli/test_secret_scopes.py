@@ -61,3 +61,9 @@ def test_a_key_that_is_not_there_ends_the_run_before_anything(
         scopes.fails = (500, "INTERNAL_ERROR", "out of order")
         assert workplace.run("--set", llm).code == 75
         assert workplace.run("--set", llm, "--no-new-calls").code == 6, "which needs none"
+        embedder = f"embedder={{provider: openai, model: e, dim: 8, base_url: '{server.url}', "
+        ran = workplace.run("--set", embedder + "api_key_secret: nowhere/openai}")
+        assert ran.code == 75 and "the API key of e at" in ran.err
+        scopes.fails = None
+        ran = workplace.run("--set", embedder + "api_key_secret: nowhere/openai}")
+        assert ran.code == 3 and "Scope nowhere does not exist" in ran.err and not server.keys
