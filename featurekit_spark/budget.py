@@ -6,7 +6,7 @@ Counts only. Knows builders by name, and neither how a call is made nor what is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from featurekit_spark.errors import BudgetReachedError, ConfigError, FeaturekitError
@@ -64,21 +64,23 @@ class Purse:
             granted = min(granted, self._affordable(builder))
         return max(granted, 0)
 
-    def charge(self, builder: str, prices: Iterable[float | None], failed: int = 0) -> None:
-        """Count calls that were made: the price of each answer (None: it carries none), and how many failed.
-
-        Nobody knows what a failed call cost: it counts as the dearest one.
+    def charge(
+        self, builder: str, prices: Iterable[float | None], failed: Sequence[float | None] = ()
+    ) -> None:
+        """Count calls that were made: the price of each answer (None: it carries none), and what is known of each that
+        failed. It counts as the dearest one, or as more where it is known to have cost more.
         """
         paid = list(prices)
-        self.calls += len(paid) + failed
-        self._answered[builder] = self._answered.get(builder, 0) + len(paid) + failed
+        self.calls += len(paid) + len(failed)
+        self._answered[builder] = self._answered.get(builder, 0) + len(paid) + len(failed)
         if any(price is None for price in paid):
             self.dearest[builder] = None
         known = [price for price in paid if price is not None]
         before = self.dearest.get(builder, 0.0)
         if known and before is not None:
             self.dearest[builder] = max(before, *known)
-        self.usd += sum(known) + failed * (self.dearest.get(builder) or 0.0)
+        dearest = self.dearest.get(builder) or 0.0
+        self.usd += sum(known) + sum(max(usd or 0.0, dearest) for usd in failed)
 
     def charge_sum(self, builder: str, calls: int, usd: float | None) -> None:
         """Count calls of which only the sum is known; None: not even that, and each counts as the dearest."""

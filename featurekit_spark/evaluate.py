@@ -295,8 +295,8 @@ class Evaluator:
         if self.purse is not None and bound.builder.paid:
             made = [item for item in built if not item.elsewhere]
             answers = [item.usd for item in made if item.error is None]
-            waiting = sum(unasked(item.error) for item in made)
-            self.purse.charge(bound.name, answers, len(made) - len(answers) - waiting)
+            failed = [item.usd for item in made if item.error is not None and not unasked(item.error)]
+            self.purse.charge(bound.name, answers, failed)
         spent = sorted((b.error for b in built if isinstance(b.error, BudgetError)), key=unasked)
         self._spent = spent[0] if spent else self._spent
         return built

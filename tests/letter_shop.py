@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
 
 from featurekit_spark.builder import FeatureBuilder, KeySet, Metered, Source
+from featurekit_spark.cache.base import LATER_COLUMNS
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.errors import BuildError
 from featurekit_spark.session import RunResult, Session
@@ -65,12 +67,15 @@ class Ask(FeatureBuilder[str]):
         prompt = inputs["prompt"]
         context.desk.asked.append(prompt)
         if prompt in context.desk.refused:
-            raise BuildError(f"the model does not like {prompt!r}").with_cost(3, 0.5)
+            refused = BuildError(f"the model does not like {prompt!r}").with_cost(3, 0.5, 2)
+            refused.attempts = 2
+            raise refused
         return Metered(
             f"Dear {prompt.split()[-1]} of old",
             tokens=7,
             usd=0.25,
             estimated_tokens=7 * prompt.endswith("Ada"),
+            attempts=3 if prompt.endswith("Ada") else 1,
         )
 
 
@@ -92,3 +97,11 @@ class Initial(FeatureBuilder[str]):
 
 def run(cache: DeltaCache, desk: Desk, target: Any = Length, **session: Any) -> RunResult:
     return Session(desk, cache, **{"engine": "local", **session}).run(target.over(Ids), shop="a")
+
+
+def older(cache: DeltaCache) -> None:
+    """Make the entries table one of before it had these columns."""
+    path = cache.table_path("entries")
+    rows = DeltaTable(path).to_pyarrow_table().drop(list(LATER_COLUMNS))
+    write_deltalake(path, rows, mode="overwrite", schema_mode="overwrite", partition_by=["builder"])
+    DeltaTable(path).vacuum(0, dry_run=False, enforce_retention_duration=False)

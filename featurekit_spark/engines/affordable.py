@@ -50,7 +50,7 @@ def affordable_parts(
             usd = None if now.usd is None or made.usd is None else now.usd - made.usd
             failed = min(now.error - now.remembered - made.error + made.remembered, calls)
             purse.charge_sum(name, calls - failed, usd)
-            purse.charge(name, [], failed)
+            purse.charge(name, [], [None] * failed)
         keys, needs = keys[size:], needs[size:]
 
 

@@ -95,6 +95,12 @@ def test_a_run_that_stops_while_it_reads_leaves_a_record(abt: Shop) -> None:
     assert record.record["builders"]["Rate"]["calls"] == 3
 
 
+def test_a_failed_call_counts_as_what_it_is_known_to_have_cost() -> None:
+    purse = Purse(Budget(max_usd=10.0))
+    purse.charge("b", [1.0], [None, 0.5, 4.0])
+    assert (purse.calls, purse.usd, purse.dearest["b"]) == (4, 1.0 + 1.0 + 1.0 + 4.0, 1.0)
+
+
 def test_a_run_stops_before_it_would_pay_too_much(abt: Shop) -> None:
     abt.stop(max_usd=2.3)
     assert abt.paid == 4
