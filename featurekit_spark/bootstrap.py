@@ -48,6 +48,7 @@ from featurekit_spark.paid.retry import RetryPolicy
 from featurekit_spark.paid.tracing import CallTracer
 from featurekit_spark.search.copies import Copies
 from featurekit_spark.search.matrix import MatrixStore
+from featurekit_spark.search.options import SearchOptions
 from featurekit_spark.session import Limits, Session
 from featurekit_spark.settings import (
     DeltaSinkSettings,
@@ -149,6 +150,12 @@ class Bootstrap:
         return MatrixStore(
             f"{settings.warehouse.rstrip('/')}/matrices",
             copies=Copies(settings.search.copies, max_mb=settings.search.copies_mb),
+            options=SearchOptions(
+                mode=settings.search.mode,
+                memory_mb=settings.search.memory_mb,
+                lists=settings.search.lists,
+                nprobe=settings.search.nprobe,
+            ),
         )
 
     def get_merchant_config(self, merchant: str) -> Mapping[str, Any]:

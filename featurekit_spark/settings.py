@@ -320,12 +320,19 @@ class LLMSettings(_Section):
 
 
 class SearchSettings(_Section):
-    """`storage` is the type of an embedding matrix's numbers. `copies` null: each host's temporary folder."""
+    """`storage` is the type of an embedding matrix's numbers. `copies` null: each host's temporary folder.
+
+    `mode` auto maps a matrix of at most `memory_mb` into memory, and searches a larger one part by part. ivf looks at
+    `nprobe` of `lists` inverted lists; null is by the number of products."""
 
     top_k: Count = 10
     storage: Literal["float32", "float16", "int8"] = "float32"
     copies: Text | None = None
     copies_mb: Count = 20_000
+    mode: Literal["auto", "broadcast", "partitioned", "ivf"] = "auto"
+    memory_mb: Limit = 4096
+    lists: Count | None = None
+    nprobe: Count = 16
 
 
 class VectorIndexSettings(_Section):

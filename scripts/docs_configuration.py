@@ -104,6 +104,11 @@ MEANINGS = {
     "llm.retention.answers": "The same of answers. Of what only a hash is left is asked again when it is needed again.",
     "llm.retention.after_days": "Days after which it does so; a prompt is as old as its newest entry.",
     "search.top_k": "Recommendations per product.",
+    "search.mode": "`broadcast` maps the matrix of embeddings into memory on every host, `partitioned` searches it part "
+    "by part with the same answers, `auto` chooses by its size; `ivf` looks at some inverted lists only.",
+    "search.memory_mb": "The largest matrix, in MB, that `auto` maps into memory.",
+    "search.lists": "Inverted lists of `ivf`; null is four times the root of the number of products.",
+    "search.nprobe": "Inverted lists that a query of `ivf` looks at.",
     "search.storage": "Type of an embedding matrix's numbers: `float16` is half as large, `int8` a quarter; answers are "
     "those of rounded vectors. See [search](design/search.md#smaller-types).",
     "search.copies": "Folder of the files that processes map into memory, on every host or shared by all; null is the "

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from featurekit_spark.engines.affordable import affordable_parts
 from featurekit_spark.engines.cluster import parallelism, shares
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import as_table, former_entries, local_builders, stage_candidates
+from featurekit_spark.engines.programs import PROGRAM_ROWS, driving, is_program
 from featurekit_spark.engines.tasks import (
     CHUNK_ANSWER,
     ChunkTask,
@@ -181,6 +183,9 @@ class SparkEngine:
         if here or len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
+        if is_program(stage, keys, evaluator, job):
+            self._run_program(stage, keys, evaluator, job)
+            return
         found = stage_candidates(stage, keys, job)
         if self._is_little(stage, keys, found, evaluator, job):
             self._local.run_stage(stage, keys, evaluator, job, found)
@@ -209,6 +214,15 @@ class SparkEngine:
         for failure in answers["failure"].drop_null().to_pylist():
             raise raised(failure)
         job.progress(stage.label, len(keys), len(keys))
+
+    def _run_program(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:
+        """A builder that distributes its work itself, called here; what it reads on the way is made by workers."""
+        for builder in local_builders(stage, job):
+            if builder not in stage.builders and not _is_shared(builder, job):
+                inputs = replace(stage, builders=(builder,))
+                self._run_part(inputs, keys, evaluator, job, here=False)
+        with driving(evaluator, self.session):
+            self._local.run_stage(stage, keys, evaluator, replace(job, batch_rows=PROGRAM_ROWS))
 
     def _is_little(
         self, stage: KeyedStage, keys: Sequence[Key], found: Sequence[Found], evaluator: Evaluator, job: Job

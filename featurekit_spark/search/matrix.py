@@ -29,6 +29,7 @@ from featurekit_spark.search.copies import Copies, Copy
 from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.incremental import Change, change_between
 from featurekit_spark.search.kernel import FlatIndex, Floats
+from featurekit_spark.search.options import SearchOptions
 from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, encode, pack, unpack
 
 __all__ = ["Matrix", "MatrixRef", "MatrixStore"]
@@ -83,9 +84,12 @@ class MatrixStore:
         self,
         path: str | Path,
         *,
+        options: SearchOptions | None = None,
+        session: Any = None,
         copies: Copies | None = None,
     ) -> None:
-        self.path = str(path)
+        self.path, self.session = str(path), session
+        self.options = options or SearchOptions()
         self.copies = copies or Copies()
 
     @classmethod
@@ -140,6 +144,15 @@ class MatrixStore:
                 found = change_between(old.vectors, old.row_of, new.vectors, new.ids)
                 _changes.append((old, new, found))
         return found
+
+    def is_mapped(self, ref: MatrixRef | dict[str, Any]) -> bool:
+        """Whether the options have this matrix searched as a whole, from memory."""
+        rows, dim = (ref.rows, ref.dim) if isinstance(ref, MatrixRef) else (ref["rows"], ref["dim"])
+        return self.options.is_mapped(rows, dim)
+
+    def on_spark(self, session: Any) -> MatrixStore:
+        """The same matrices for a driver: those that are not mapped are searched by jobs of `session`."""
+        return MatrixStore(self.path, options=self.options, session=session, copies=self.copies)
 
     def _has(self, ref: MatrixRef) -> bool:
         from deltalake import DeltaTable

@@ -21,6 +21,7 @@ from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.completion import LLMCompletion
 from featurekit_spark.llm.templates import render_jinja
 from featurekit_spark.search import OldLists, merge_top_k
+from featurekit_spark.search.choice import search_stored
 from featurekit_spark.sources.base import is_blank, resolve_dimension
 
 if TYPE_CHECKING:
@@ -194,18 +195,44 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
 
         top_k: int = 10
 
+    @dataclass(frozen=True)
+    class Approximate(Config):
+        """Of inverted lists: how many there are (null: by the matrix), and at how many of them a query looks."""
+
+        lists: int | None = None
+        nprobe: int = 16
+
     def default_config(self, context: Any) -> Config:
+        options = getattr(context.matrices, "options", None)
+        if options is not None and options.mode == "ivf":
+            return self.Approximate(top_k(context), options.lists, options.nprobe)
         return self.Config(top_k(context))
 
+    def distributes(self, shared: Mapping[str, Any], config: Config, context: Any) -> bool:
+        return not context.matrices.is_mapped(shared["ProductEmbeddingDB"])
+
     def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
-        matrix = context.matrices.open(inputs["ProductEmbeddingDB"].iloc[0])
+        ref = inputs["ProductEmbeddingDB"].iloc[0]
         queries = np.stack(list(inputs["ProductEmbedding"]))
+        if not context.matrices.is_mapped(ref):
+            found = search_stored(context.matrices, ref, queries, config.top_k + 1)
+            return [
+                [
+                    {"product_id": hit, "score": score}
+                    for hit, score in zip(ids, scores, strict=True)
+                    if hit is not None
+                ]
+                for ids, scores in zip(found.ids.tolist(), found.scores.tolist(), strict=True)
+            ]
+        matrix = context.matrices.open(ref)
         scores, rows = matrix.index.search(queries, config.top_k + 1)
         return ranked_lists(matrix.ids, np.round(scores.astype(np.float64), 6), rows)
 
     def update(self, inputs: pd.DataFrame, before: pd.DataFrame, config: Config, context: Any) -> list[Any]:
         """Earlier lists, with the products that are new or have another vector merged in."""
         now, then = inputs["ProductEmbeddingDB"].iloc[0], before["ProductEmbeddingDB"].iloc[0]
+        if not context.matrices.is_mapped(now):
+            return [Update.REBUILD] * len(inputs)
         try:
             matrix, change = context.matrices.open(now), context.matrices.change(then, now)
         except CacheError:  # the earlier matrix is no longer there

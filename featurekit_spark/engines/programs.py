@@ -1,0 +1,65 @@
+"""Stages whose builder is a Spark program of its own: called here, on the driver, with a context that can run jobs.
+
+Knows the builders' hook `distributes` and the attributes' `on_spark`; not what they compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from featurekit_spark.builder import FeatureBuilder, keys_of
+from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.job import Job
+from featurekit_spark.plan import KeyedStage
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["PROGRAM_ROWS", "driving", "is_program"]
+
+Key = tuple[Any, ...]
+PROGRAM_ROWS = 262_144
+"""Keys in one call of a program: each call reads what it searches once."""
+
+
+def is_program(stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> bool:
+    """Whether a builder of the stage says that it distributes its work itself, given what its group's features are."""
+    for builder in stage.builders:
+        bound = job.bindings[builder]
+        if type(bound.builder).distributes is FeatureBuilder.distributes or not keys:
+            continue
+        shared = {}
+        for dep in bound.deps:
+            if set(dep.builder.key) <= job.bindings.group_fields and not dep.on_fields:
+                group = keys_of(stage.space.key, keys[0], dep.builder.key)
+                result = evaluator.results.get(dep.builder.name, {}).get(group)
+                if result is None or result.failed:
+                    return False  # nothing will be built
+                shared[dep.name] = result.value
+        if bound.builder.distributes(shared, bound.config, bound.view(job.context)):
+            return True
+    return False
+
+
+@contextmanager
+def driving(evaluator: Evaluator, session: SparkSession) -> Iterator[None]:
+    """While this lasts, builders that the evaluator calls may run jobs of the session."""
+    context, rows = evaluator.context, evaluator.batch_rows
+    evaluator.context, evaluator.batch_rows = _OnSpark(context, session), PROGRAM_ROWS
+    try:
+        yield
+    finally:
+        evaluator.context, evaluator.batch_rows = context, rows
+
+
+class _OnSpark:
+    """A context whose attributes run their work by the session, where they can (`on_spark`)."""
+
+    def __init__(self, context: Any, session: SparkSession) -> None:
+        self._context, self._session = context, session
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._context, name)
+        return value.on_spark(self._session) if hasattr(type(value), "on_spark") else value

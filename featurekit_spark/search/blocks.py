@@ -1,0 +1,141 @@
+"""Parts of a stored matrix: some of its blocks at a time, for hosts that do not hold all of it.
+
+Owns how a matrix is cut into parts of about one size, and the reading of one part. Knows the store's table, no query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featurekit_spark.errors import CacheError
+from featurekit_spark.locks import table_lock
+from featurekit_spark.search.arguments import Floats
+from featurekit_spark.search.matrix import MatrixRef, MatrixStore
+from featurekit_spark.search.rounded import as_rows, unpack
+
+__all__ = ["Part", "block_ranges", "read_part", "read_parts", "stored_blocks", "vectors_in", "write_blocks"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a matrix, from row number `start` on: ids and vectors (float32 [rows, dim]), aligned."""
+
+    ids: tuple[str, ...]
+    vectors: Floats
+    start: int = 0
+
+
+def block_ranges(
+    store: MatrixStore, ref: MatrixRef, *, part_bytes: int, least: int = 1
+) -> list[tuple[int, int]]:
+    """The matrix's blocks as runs (first, end) of about equal length, each of at most `part_bytes` (but a whole block),
+    and at least `least` of them where there are as many blocks. CacheError where the matrix is gone."""
+    blocks = len({row["block"] for row in stored_blocks(store, ref.hash, columns="block")})
+    if not blocks:
+        raise CacheError(f"matrix {ref.hash} is not in {store.path}; compute the embedding DB again")
+    wanted = -(-4 * ref.rows * ref.dim // max(1, part_bytes))
+    parts = min(blocks, max(1, -(-wanted // least)) * least)  # as many for every task slot
+    ends = [blocks * (i + 1) // parts for i in range(parts)]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def read_part(store: MatrixStore, ref: MatrixRef, first: int, end: int, *, of: int) -> Part:
+    """Blocks `first` up to `end` of the matrix's `of` blocks, as one part. CacheError where some are gone."""
+    found: dict[int, dict[str, Any]] = {}  # two writers at once leave a block twice
+    for row in stored_blocks(store, ref.hash, f"block >= {first} AND block < {end}"):
+        found[row["block"]] = row
+    if len(found) < end - first:
+        raise CacheError(
+            f"{end - first - len(found)} blocks of matrix {ref.hash} are not in {store.path}; compute the embedding "
+            "DB again"
+        )
+    rows = [found[block] for block in sorted(found)]
+    ids = tuple(member for row in rows for member in row["ids"])
+    vectors = vectors_in(rows, ref.dim)
+    if len(vectors) != len(ids):
+        raise CacheError(f"matrix {ref.hash} is damaged: {len(ids)} ids, {len(vectors)} vectors in one part")
+    # All blocks but the last are of one length.
+    return Part(ids, vectors, first * len(rows[0]["ids"]) if end < of else ref.rows - len(ids))
+
+
+def read_parts(store: MatrixStore, ref: MatrixRef, *, part_bytes: int) -> Iterator[Part]:
+    """All of the matrix, part by part, in the order of its rows."""
+    ranges = block_ranges(store, ref, part_bytes=part_bytes)
+    for first, end in ranges:
+        yield read_part(store, ref, first, end, of=ranges[-1][1])
+
+
+def stored_blocks(
+    store: MatrixStore, name: str, where: str = "true", *, columns: str = "block, ids, vectors"
+) -> Iterator[dict[str, Any]]:
+    """The table's rows of what is called `name`, `vectors` as buffers of `storage`, in no order."""
+    import pyarrow as pa
+    from deltalake import DeltaTable, QueryBuilder
+
+    if not DeltaTable.is_deltatable(store.path):
+        return
+    # Not to_pyarrow_table: it can abort the interpreter's exit on large tables.
+    query = QueryBuilder().register("matrices", table := DeltaTable(store.path))
+    # What was written before there were other types does not name any.
+    typed = "storage" in {field.name for field in table.schema().fields}
+    columns += f", {'storage' if typed else 'NULL AS storage'}"
+    answer: Any = query.execute(f"SELECT {columns} FROM matrices WHERE hash = '{name}' AND ({where})")
+    batches = pa.RecordBatchReader.from_stream(answer) if hasattr(answer, "__arrow_c_stream__") else answer
+    for batch in batches:
+        for at in range(batch.num_rows):
+            cells = {name: batch.column(i)[at] for i, name in enumerate(batch.schema.names)}
+            yield {n: cell.as_buffer() if n == "vectors" else cell.as_py() for n, cell in cells.items()}
+
+
+def vectors_in(rows: Sequence[Mapping[str, Any]], dim: int) -> Floats:
+    """The vectors of some of the table's rows, one after the other, float32 [rows, dim]."""
+    blocks = [unpack(row["vectors"], row["storage"] or "float32", dim) for row in rows]
+    parts = [np.asarray(as_rows(*block)) for block in blocks]
+    return np.concatenate(parts) if parts else np.empty((0, dim), dtype=np.float32)
+
+
+def write_blocks(store: MatrixStore, name: str, blocks: Iterable[tuple[int, list[str], bytes]]) -> None:
+    """Append (block, ids, vectors) under a name, in one commit; one block in memory at a time. Whoever yields them must
+    not read a Delta table meanwhile."""
+    import pyarrow as pa
+    from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
+
+    schema = pa.schema(
+        [
+            ("hash", pa.string()),
+            ("block", pa.int32()),
+            ("ids", pa.list_(pa.string())),
+            ("vectors", pa.binary()),
+        ]
+    )
+    rows = (
+        pa.RecordBatch.from_pylist(
+            [{"hash": name, "block": block, "ids": ids, "vectors": vectors}], schema=schema
+        )
+        for block, ids, vectors in blocks
+    )
+    plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
+    with table_lock(store.path):
+        write_deltalake(
+            store.path,
+            pa.RecordBatchReader.from_batches(schema, rows),
+            mode="append",
+            schema_mode="merge",
+            partition_by=["hash"],
+            # A row group for each block, found by its number: a reader of some lists reads no others.
+            writer_properties=WriterProperties(
+                compression="UNCOMPRESSED",
+                max_row_group_size=1,
+                write_batch_size=1,
+                default_column_properties=plain,
+                column_properties={
+                    "block": ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")
+                },
+            ),
+            configuration={"delta.minReaderVersion": "1", "delta.minWriterVersion": "2"},
+            commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
+        )
