@@ -159,7 +159,7 @@ def test_errors_are_forgotten_but_for_their_kind(cache: DeltaCache) -> None:
     assert "write to Grace" not in texts_in(cache, "entries", "traces")
     (error,) = [row["error"] for row in cache.history("Ask").to_pylist() if row["status"] == "error"]
     assert error.startswith('Ask["sha256:') and error.endswith(
-        "]: [terminal, 1 attempt] its text is no longer kept"
+        "]: [terminal, 2 attempts] its text is no longer kept"
     )
     assert spent(cache) == before
     again = run(cache, desk, Initial)

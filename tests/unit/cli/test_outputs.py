@@ -74,3 +74,23 @@ def test_a_run_that_is_not_known(workplace: Workplace) -> None:
     code, out, err = rollback(workplace, "r9", "--output", "json")
     assert code == 2 and "cannot go back to run 'r9'" in err and "known: r1" in err
     assert json.loads(out)["exit_code"] == 2
+
+
+def test_latest_is_the_last_run_that_finished(workplace: Workplace) -> None:
+    workplace.run("--run-id", "r1")
+    before = workplace.published()
+    workplace.catalog({"p1": "a new lamp"})
+    assert workplace.run("--run-id", "r2", "--max-calls", "0").code == 75
+    code, out, err = rollback(workplace, "latest")
+    assert (code, err) == (0, "") and "went back to run r1" in out
+    code, out, err = rollback(workplace, "r2")
+    assert code == 2 and "run 'r2' stopped before its end and published nothing" in err
+    assert "The last run that published is 'r1'" in err
+    assert workplace.published() == before
+
+
+def test_a_first_run_that_stopped_has_nothing_to_go_back_to(workplace: Workplace) -> None:
+    assert workplace.run("--run-id", "r1", "--max-calls", "0").code == 75
+    for run in ("r1", "latest"):
+        code, _, err = rollback(workplace, run)
+        assert code == 2 and "No run before it published anything" in err

@@ -263,3 +263,40 @@ def test_what_cannot_be_is_refused() -> None:
     assert "s3cret" not in str(told.value)
     with pytest.raises(UsageError, match="must be positive"):
         OpenAIEmbedder("http://127.0.0.1:9/v1", "m", dim=0)
+
+
+def test_each_text_has_its_share_of_what_failed_attempts_cost(
+    server: EmbeddingServer, by_server: Make
+) -> None:
+    texts = ["a red lamp on a table", "oak"]
+    server.then(200, {"data": [], "usage": {"prompt_tokens": 48}}).fails(500)
+    made = asked(by_server(price=Price.of(1_000_000)), *texts)
+    assert [found.attempts for found in made] == [3, 3]
+    (own,) = [one(by_server(), text).tokens for text in texts[:1]]
+    assert [found.tokens for found in made] == [own + 42, 1 + 6], "24 characters, 48 tokens"
+    assert [found.usd for found in made] == [found.tokens for found in made]
+
+
+def test_texts_whose_request_fails_share_its_cost(server: EmbeddingServer, by_server: Make) -> None:
+    for _ in range(2):
+        server.then(200, {"data": [], "usage": {"prompt_tokens": 48}})
+    embedder = by_server(price=Price.of(1_000_000), policy={"attempts": 2})
+    made = asked(embedder, "a red lamp on a table", "oak")
+    assert all(isinstance(error, ServiceError) for error in made)
+    assert [(error.attempts, error.tokens, error.usd) for error in made] == [(2, 84, 84.0), (2, 12, 12.0)]
+
+
+def test_a_failure_of_one_half_costs_the_other_no_vector(server: EmbeddingServer, by_server: Make) -> None:
+    server.fails(400)
+    server.refuses = lambda text: text == "bad"
+    embedder = by_server(policy={"attempts": 1})
+    good, bad = asked(embedder, "good lamp", "bad")
+    assert good.attempts == 2 and isinstance(bad, BuildError) and bad.attempts == 2
+
+
+def test_tokens_that_are_counted_here_say_so(server: EmbeddingServer, by_server: Make) -> None:
+    server.changed = lambda body: {**body, "usage": None}
+    found = one(by_server(), "a red lamp")
+    assert found.estimated_tokens == found.tokens > 0
+    server.changed = lambda body: body
+    assert one(by_server(), "another lamp").estimated_tokens == 0
