@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -30,20 +30,26 @@ class FlatVectorIndex(StoredIndex):
 class _Searched:
     """The rows of one moment, and for each filter a mask of those that meet it."""
 
-    def __init__(self, rows: dict[str, Row]) -> None:
-        self.rows = rows
-        self.mask = lru_cache(_FILTERS)(self._mask)
+    def __init__(self, rows: dict[str, Row], metric: Metric) -> None:
+        self.rows, self.metric = rows, metric
+        self._masks: dict[Filter, Mask] = {}
 
     @cached_property
     def sorted(self) -> list[Row]:
         return [self.rows[name] for name in sorted(self.rows)]
 
-    def index(self, metric: Metric) -> FlatIndex:
+    @cached_property
+    def index(self) -> FlatIndex:
         vectors = np.stack([row.vector for row in self.sorted])
-        return FlatIndex(vectors, metric=metric, ids=[row.id for row in self.sorted])
+        return FlatIndex(vectors, metric=self.metric, ids=[row.id for row in self.sorted])
 
-    def _mask(self, wanted: Filter) -> Mask:
-        return np.array([matches(wanted, row.payload) for row in self.sorted], dtype=np.bool_)
+    def mask(self, wanted: Filter) -> Mask:
+        if wanted not in self._masks:
+            if len(self._masks) >= _FILTERS:
+                self._masks.clear()
+            met = [matches(wanted, row.payload) for row in self.sorted]
+            self._masks[wanted] = np.array(met, dtype=np.bool_)
+        return self._masks[wanted]
 
 
 class _Memory:
@@ -65,7 +71,7 @@ class _Memory:
         return list(self._generations)
 
     def create(self, generation: str, spec: IndexSpec) -> None:
-        self._generations.setdefault(generation, _Searched({}))
+        self._generations.setdefault(generation, _Searched({}, spec.metric))
 
     def drop(self, generation: str) -> None:
         self._generations.pop(generation, None)
@@ -74,16 +80,11 @@ class _Memory:
         pass
 
     def put(self, generation: str, spec: IndexSpec, rows: Sequence[Row]) -> None:
-        with self._lock:  # a search goes on with the rows it began with
-            self._generations[generation] = _Searched(
-                {**self._rows(generation), **{row.id: row for row in rows}}
-            )
+        self._change(generation, lambda there: {**there, **{row.id: row for row in rows}})
 
     def remove(self, generation: str, ids: Sequence[str]) -> None:
         gone = set(ids)
-        with self._lock:
-            left = {name: row for name, row in self._rows(generation).items() if name not in gone}
-            self._generations[generation] = _Searched(left)
+        self._change(generation, lambda there: {name: row for name, row in there.items() if name not in gone})
 
     def hashes(self, generation: str, ids: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
         rows = self._rows(generation)
@@ -103,7 +104,7 @@ class _Memory:
         rows = searched.sorted
         if not rows:
             return [Candidates([], np.empty((0, spec.dim), np.float32), np.empty(0), []) for _ in queries]
-        index = searched.index(spec.metric)
+        index = searched.index
         mask = None if wanted is None else searched.mask(wanted)
         scores, places = index.search(queries, min(limit, len(rows)), mask=mask)
         return [
@@ -118,6 +119,11 @@ class _Memory:
 
     def close(self) -> None:
         pass
+
+    def _change(self, generation: str, change: Callable[[dict[str, Row]], dict[str, Row]]) -> None:
+        with self._lock:  # a search goes on with the rows it began with
+            before = self._searched(generation)
+            self._generations[generation] = _Searched(change(before.rows), before.metric)
 
     def _searched(self, generation: str) -> _Searched:
         if generation not in self._generations:

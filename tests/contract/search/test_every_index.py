@@ -13,9 +13,16 @@ from featurekit_spark.search.stores import FlatVectorIndex, LanceIndex, QdrantIn
 from featurekit_spark.testing.qdrant import QdrantStandIn, qdrant_server
 from featurekit_spark.testing.vector_samples import SPEC
 from featurekit_spark.testing.vectors import VectorIndexBehaviour
+from tests.s3 import Store, s3_server
 
 OPEN = "from featurekit_spark.search.stores import LanceIndex, QdrantIndex\n"
 TEXT_RANGES = (Range("brand", gte="a"),)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Store]:
+    with s3_server() as store:
+        yield store
 
 
 class TestFlat(VectorIndexBehaviour):
@@ -31,6 +38,22 @@ class TestLance(VectorIndexBehaviour):
 
     def opening(self, folder: Path) -> str:
         return f"{OPEN}index = LanceIndex('abt', spec, uri={str(folder / 'db')!r})"
+
+
+class TestLanceOnS3(VectorIndexBehaviour):
+    store: Store
+
+    @pytest.fixture(autouse=True)
+    def _store(self, s3: Store) -> None:
+        self.store = s3
+
+    def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> LanceIndex:
+        uri, options = f"s3://bucket/{folder.name}", self.store.options
+        return LanceIndex("abt", spec, uri=uri, storage_options=options)
+
+    def opening(self, folder: Path) -> str:
+        uri, options = f"s3://bucket/{folder.name}", self.store.options
+        return f"{OPEN}index = LanceIndex('abt', spec, uri={uri!r}, storage_options={options!r})"
 
 
 class TestQdrantFolder(VectorIndexBehaviour):
