@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from featurekit_spark.search import FlatIndex, OldLists, kernel, merge_top_k, to
 from featurekit_spark.search.incremental import change_between
 
 BLOCKS = [(512, 4096), (1024, 2048), (2048, 1024), (2048, 2048), (2048, 4096), (1024, 8192), (4096, 1024)]
+TRIED = 22_000  # rows with which the blocks of the bare product are chosen
 MARGINS = (0, 1, 2, 4)
 CHANGED = 0.01
 Run = Callable[[], object]
@@ -159,9 +161,7 @@ def changed(rows: int, options: argparse.Namespace) -> dict[str, Any]:
     for margin in MARGINS:
         for one, other in zip(merged(margin), expected, strict=True):
             np.testing.assert_array_equal(one, other)
-    runs: dict[str, Run] = {
-        f"merged, margin {margin}": lambda margin=margin: merged(margin) for margin in MARGINS
-    }
+    runs: dict[str, Run] = {f"merged, margin {margin}": partial(merged, margin) for margin in MARGINS}
     runs |= {
         "full search": lambda: full.ranked(queries, k),
         "what changed, once per matrix": lambda: change_between(before, row_of, after, ids),

@@ -121,3 +121,18 @@ def test_kills_are_survived() -> None:
         ("driver", "1 of 1"),
         ("worker", "1 of 1"),
     ]
+
+
+@pytest.mark.slow
+def test_search_compares_with_the_bare_product() -> None:
+    """Without the peer that needs an environment of its own."""
+    options = ("--rows", "300,600", "--queries", "40", "--dim", "16", "--repeat", "1", "--incremental")
+    code, figures, said = bench("search", *options, "--no-faiss")
+    assert code == 0, said
+    assert [search["rows"] for search in figures["searches"]] == [300, 600]
+    assert {"product", "ours", "product + argpartition"} < set(figures["searches"][0]["ratio"])
+    assert "FAISS" not in said
+    changed = figures["changed"][1]
+    assert changed["changed"] == 6
+    shares = [changed["searched_again"][margin] for margin in ("0", "1", "2", "4")]
+    assert shares == sorted(shares, reverse=True) and shares[0] < 0.5
