@@ -154,7 +154,7 @@ def excluded_pairs(exclude: Any, queries: int, size: int) -> tuple[Rows, Rows]:
         arrays = list(map(np.atleast_1d, exclude))
         rows = np.repeat(np.arange(queries), np.fromiter(map(len, arrays), dtype=np.int64, count=queries))
         columns = np.concatenate([none, *arrays])
-    if columns.dtype.kind not in "iu" and (columns.astype(np.int64) != columns).any():
+    if columns.dtype.kind not in "iuf" or (columns.astype(np.int64) != columns).any():
         raise UsageError(
             f"exclude must hold row numbers, found {columns.dtype} {columns[:_NAMED].tolist()!r}"
         )

@@ -48,6 +48,8 @@ def test_exclusion() -> None:
         top_k(EYE, EYE, 1, exclude=np.array([0, 1, 2, 4]))
     with pytest.raises(UsageError, match="row numbers"):
         top_k(EYE, EYE, 1, exclude=np.array([0.5, 1, 2, 3]))
+    with pytest.raises(UsageError, match="row numbers, found bool"):
+        top_k(EYE, EYE, 1, exclude=np.ones(4, dtype=bool))
     everything = [np.arange(4)] * 4
     assert (top_k(EYE, EYE, 2, exclude=everything)[1] == -1).all()
 
