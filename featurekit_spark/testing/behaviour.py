@@ -19,7 +19,15 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from featurekit_spark.builder import FeatureBuilder
-from featurekit_spark.cache.base import ENTRY_SCHEMA, TRACE_SCHEMA, Entry, FeatureCache, RunRecord, TraceRow
+from featurekit_spark.cache.base import (
+    ENTRY_SCHEMA,
+    LATER_COLUMNS,
+    TRACE_SCHEMA,
+    Entry,
+    FeatureCache,
+    RunRecord,
+    TraceRow,
+)
 from featurekit_spark.errors import UsageError
 from featurekit_spark.fingerprint import entry_id, key_json
 from featurekit_spark.values import NULL_HASH, value_type
@@ -46,6 +54,8 @@ def entry(key: str, value: str | None, *, inputs: str = "i1", **changed: Any) ->
         seconds=0.25,
         tokens=7,
         usd=0.5,
+        attempts=2,
+        estimated_tokens=3,
     )
     return replace(made, **changed)
 
@@ -114,6 +124,12 @@ class CacheBehaviour:
         assert found.reads is None
         assert cache.by_id("Title", [lamp.entry_id, "0" * 32]) == {lamp.entry_id: found.entry}
         assert cache.ids("Title").to_pylist() == [lamp.entry_id]
+
+    def test_rows_of_before_some_columns_are_taken(self, tmp_path: Path) -> None:
+        cache, lamp = self.make_cache(tmp_path), entry("a", "lamp")
+        cache.append(rows(lamp).drop(list(LATER_COLUMNS)))
+        found = cache.find("Title", "c1", {lamp.key: lamp.entry_id})[lamp.key]
+        assert replace(found.entry, recorded=0) == replace(lamp, attempts=None, estimated_tokens=None)
 
     def test_an_entry_answers_for_its_own_identity_only(self, tmp_path: Path) -> None:
         cache, lamp, other = self.make_cache(tmp_path), entry("a", "lamp"), entry("a", "lamp", inputs="i2")
@@ -424,10 +440,11 @@ class CacheBehaviour:
         assert [record.run_id for record in cache.runs('["abt"]')] == ["r2", "r1"]
         assert cache.runs('["other"]') == []
         cache.record_run(replace(first, run_id="r4", status="stopped"))
+        cache.record_run(replace(first, run_id="r5", status="failed"))
         last = cache.last_run('["abt"]')
         assert last is not None
         assert last.run_id == "r2"
-        assert [record.run_id for record in cache.runs('["abt"]')] == ["r4", "r2", "r1"]
+        assert [record.run_id for record in cache.runs('["abt"]')] == ["r5", "r4", "r2", "r1"]
 
     # -- many writers ----------------------------------------------------------------------------------------
 

@@ -77,6 +77,17 @@ def test_only_the_last_days_are_shown_and_old_summaries_are_read() -> None:
     assert by_day([{"started": None, "calls_total": 1}, {"started": "2026-01-01", "calls_total": 0}]) == []
 
 
+def test_attempts_that_failed_are_told_where_there_were_any(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    told = counts(computed=3, calls=3, tokens=95, usd=0.5, attempts=5, failed_attempts=2)
+    store.write(document(run_id="r1", builders={"LLMCompletion": told}))
+    found = store.read("abt", "US", "r1")
+    assert found["spending"][0]["failed_attempts"] == 2
+    assert "LLMCompletion 3 2 95 0.5000" in cost(found) and "Failed attempts" in cost(found)
+    assert "Failed attempts 2" in " ".join(Read(run_page(found)).text.split())
+    assert "Failed attempts" not in run_page(paid(0))
+
+
 def test_no_text_becomes_a_tag() -> None:
     found = document(builders={EVIL: counts(calls=1, usd=None)})
     tags = Read(run_page({**found, "spending": [{"day": EVIL, "runs": 1, "calls": 1}]})).tags
