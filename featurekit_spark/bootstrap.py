@@ -34,6 +34,7 @@ from featurekit_spark.fingerprint import digest
 from featurekit_spark.job import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.batch import OpenAIBatch
+from featurekit_spark.llm.batch_beside import ChatBesideBatches
 from featurekit_spark.llm.offline import OfflineLLM
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.locks import file_lock, local_path
@@ -181,28 +182,29 @@ class Bootstrap:
         llm = self.settings.llm
         if llm.provider == "offline":
             return OfflineLLM(suggestions=llm.suggestions)
-        chat = OpenAIChat(
-            base_url=llm.base_url,
-            model=llm.model or "",
-            api_key_env=llm.api_key_env,
-            api_key_secret=llm.api_key_secret,
-            concurrency=llm.concurrency,
-            timeout_s=llm.timeout_s,
-            deadline_s=llm.deadline_s,
-            attempts=llm.attempts,
-            limiter=self.get_limiter(llm),
-            price=self.get_price(llm),
-            answer_tokens=llm.answer_tokens,
-        )
+        given: dict[str, Any] = {
+            "base_url": llm.base_url,
+            "model": llm.model or "",
+            "api_key_env": llm.api_key_env,
+            "api_key_secret": llm.api_key_secret,
+            "concurrency": llm.concurrency,
+            "timeout_s": llm.timeout_s,
+            "deadline_s": llm.deadline_s,
+            "attempts": llm.attempts,
+            "limiter": self.get_limiter(llm),
+            "price": self.get_price(llm),
+            "answer_tokens": llm.answer_tokens,
+        }
+        folder = f"{self.settings.cache_path.rstrip('/')}/batches"
         if llm.mode == "online":
-            return chat
+            here = self.settings.cache.kind == "memory"
+            return OpenAIChat(**given) if here else ChatBesideBatches(folder, pending=llm.pending, **given)
         if self.settings.cache.kind == "memory":
             raise ConfigError(
                 f"{self.settings.origin('llm.mode')}: llm.mode is batch, but cache.kind is memory: what was handed in "
                 "is remembered beside the cache until a run collects it. Use cache.kind: delta, or llm.mode: online."
             )
-        folder = f"{self.settings.cache_path.rstrip('/')}/batches"
-        return OpenAIBatch(chat, folder, wait_s=llm.batch_wait_s, share=llm.batch_price)
+        return OpenAIBatch(OpenAIChat(**given), folder, wait_s=llm.batch_wait_s, share=llm.batch_price)
 
     def get_price(self, of: LLMSettings | EmbedderSettings) -> Price | None:
         """What a model costs today, whatever day the run is for: its `price`, else by the table in `llm.prices`."""

@@ -1,48 +1,149 @@
 """Clients whose answers may come when the run that asked has ended: what the core asks of them, and how what came is
-taken into the cache.
+taken into the cache, once, under the identity that it was asked with.
 
 Knows builders and entries; what is handed in, and to whom, is the client's affair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from featurekit_spark.builder import FeatureBuilder
-from featurekit_spark.controller import commit
-from featurekit_spark.errors import AnswersPendingError
+import pyarrow as pa
+
+from featurekit_spark.bindings import Bindings
+from featurekit_spark.builder import Bound, FeatureBuilder, import_path, load_builder
+from featurekit_spark.cache.base import Entry, FeatureCache, TraceRow
+from featurekit_spark.errors import AnswersPendingError, BudgetError, ContextError, UsageError
 from featurekit_spark.evaluate import Evaluator
+from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
+from featurekit_spark.results import new_entries, to_rows
 
-__all__ = ["Deferring", "deferring", "handing_in", "take_in_answers"]
+__all__ = [
+    "Answers",
+    "Asker",
+    "Collecting",
+    "Deferring",
+    "OnTheWay",
+    "collecting",
+    "deferring",
+    "handing_in",
+    "on_the_way",
+    "take_in",
+    "take_in_answers",
+    "until_answered",
+]
 
+T = TypeVar("T")
+Came = Callable[[Mapping[str, str]], set[str]]
+"""Of prompts by some name: the names of those whose answers another run has taken in meanwhile."""
 _ASKED_BY = ("prompt",)
+_ROWS = 2_048
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A builder that asks prompts, as a later process finds it, whatever its configuration is then."""
+
+    builder: str
+    name: str
+    config: Mapping[str, Any]
+    config_hash: str
+
+    @classmethod
+    def of(cls, bound: Bound) -> Asker | None:
+        """None for a config that is more than JSON, and for a builder that is not keyed by the prompt alone."""
+        told = asdict(bound.config)
+        try:
+            plain = json.loads(json.dumps(told)) == told
+        except (TypeError, ValueError):
+            return None
+        if not plain or bound.key != _ASKED_BY or bound.deps:
+            return None
+        return cls(import_path(type(bound.builder)), bound.name, told, bound.config_hash)
+
+    def entry_id(self, prompt: str) -> str:
+        """Of the entry that an answer to this prompt becomes."""
+        return entry_id(self.name, self.config_hash, key_json((prompt,)), inputs_hash(()))
+
+    def bindings(self, context: Any) -> tuple[Bindings, type[FeatureBuilder[Any]]] | None:
+        """The builder as it asked; None where its code is another today, or gone."""
+        try:
+            builder = load_builder(self.builder)
+            bindings = Bindings(context, {builder: builder.Config(**self.config)})
+            same = bindings[builder].config_hash == self.config_hash
+        except (UsageError, TypeError):
+            return None
+        return (bindings, builder) if same else None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of one hand-in of the run `run_id`. `client`: answers these prompts as the model did that was asked,
+    and raises AnswersPendingError for others; `done`: is called once the cache has what it gave."""
+
+    run_id: str
+    askers: tuple[Asker, ...]
+    prompts: Sequence[str]
+    client: Any
+    done: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class OnTheWay:
+    """One hand-in whose answers are to come. `said`: what it is, for people."""
+
+    askers: tuple[Asker, ...]
+    prompts: Sequence[str]
+    said: str
 
 
 @runtime_checkable
-class Deferring(Protocol):
-    """A client that hands calls in. While it is `opened`, a call that has no answer yet raises AnswersPendingError,
-    once all that a stage asks together have been handed in; only the driver calls it."""
+class Collecting(Protocol):
+    """A client that knows of calls which were handed in, by whatever run and with whatever configuration."""
 
-    def opened(self, run_id: str) -> AbstractContextManager[None]:
-        """For the length of a run, or of a part of it. What was answered meanwhile is in the cache when it ends."""
+    @property
+    def pays_again(self) -> bool:
+        """Whether what is on the way is asked once more all the same."""
 
-    def taking_in(self, run_id: str) -> AbstractContextManager[Mapping[str, Sequence[str]]]:
-        """As `opened`, with what came of earlier runs: the prompts that have an answer, by the run that asked. No other
-        run is given them meanwhile."""
+    def collecting(self, run_id: str) -> AbstractContextManager[Iterable[Answers]]:
+        """What came since. No other run is given it meanwhile."""
 
-    def recalling(self) -> AbstractContextManager[None]:
-        """Meanwhile nothing is handed in, and no error is told: answers that came are given."""
+    def on_the_way(self) -> list[OnTheWay]:
+        """What is to come, by what is written down here; nobody else is asked."""
+
+
+@runtime_checkable
+class Deferring(Collecting, Protocol):
+    """A client that hands calls in. While it is `opened`, a call that has no answer yet raises AnswersPendingError;
+    only the driver calls it."""
+
+    def opened(self, run_id: str, askers: Sequence[Asker], came: Came) -> AbstractContextManager[None]:
+        """For the length of a run, or of a part of it: at its end all that was asked is handed in together. What was
+        answered meanwhile is in the cache when it ends."""
+
+    def awaited(self, run_id: str) -> bool:
+        """Wait for what this run asked, as long as it may. Whether anything came, for which the run is to be carried
+        out once more."""
+
+
+def collecting(builders: Iterable[type[FeatureBuilder[Any]]], context: Any) -> list[Collecting]:
+    """The clients of paid builders that may know of calls on their way."""
+    names = dict.fromkeys(name for builder in builders if builder.paid for name in builder.needs)
+    clients = (getattr(context, name, None) for name in names)
+    return [client for client in clients if isinstance(client, Collecting)]
 
 
 def deferring(builders: Iterable[type[FeatureBuilder[Any]]], context: Any) -> list[Deferring]:
     """The clients of paid builders that hand calls in."""
-    names = dict.fromkeys(name for builder in builders if builder.paid for name in builder.needs)
-    clients = (getattr(context, name, None) for name in names)
-    return [client for client in clients if isinstance(client, Deferring)]
+    return [client for client in collecting(builders, context) if isinstance(client, Deferring)]
 
 
 @contextmanager
@@ -50,27 +151,167 @@ def handing_in(graph: Graph, job: Job) -> Iterator[None]:
     """For the length of a run."""
     with ExitStack() as opened:
         for client in deferring(graph, job.context):
-            opened.enter_context(client.opened(job.run_id))
+            askers = [
+                asker
+                for builder in graph
+                if builder.paid and client in deferring([builder], job.context)
+                if (asker := Asker.of(job.bindings[builder])) is not None
+            ]
+            came = _came(askers, job.cache, time.time_ns())
+            opened.enter_context(client.opened(job.run_id, askers, came))
         yield
 
 
-def take_in_answers(graph: Graph, job: Job) -> None:
+def until_answered(graph: Graph, job: Job, execute: Callable[[], T]) -> T:
+    """Carry out a run, once more each time when answers came that it waits for: they are entries then, whoever took
+    them in."""
+    while True:
+        try:
+            return execute()
+        except AnswersPendingError:
+            if not any(client.awaited(job.run_id) for client in deferring(graph, job.context)):
+                raise
+            take_in_answers(graph, job)
+
+
+def take_in_answers(graph: Graph, job: Job) -> frozenset[str]:
     """Before anything is planned or refused: what came of earlier runs' calls, of any group, becomes entries under
-    those runs' names. What no builder of this graph asks for stays where it is, for a run whose builder does.
+    those runs' names. What no builder can read stays where it is, for a run whose builder does.
+
+    The entry_ids of what is still to come.
     """
-    for client in deferring(graph, job.context):
-        with client.taking_in(job.run_id) as answered:
-            for run_id, prompts in answered.items():
-                for builder in graph:
-                    asks = builder.paid and builder.key == _ASKED_BY and not job.bindings[builder].deps
-                    if asks and client in deferring([builder], job.context):
-                        _take_in(client, builder, prompts, job, run_id)
+    found: set[str] = set()
+    for client in collecting(graph, job.context):
+        own = [builder for builder in graph if builder.paid and client in collecting([builder], job.context)]
+        taken = 0
+        with client.collecting(job.run_id) as came:
+            for answers in came:
+                taken += take_in(answers, job.cache, job.context, job.now, fallback=(job.bindings, own))
+        if taken:
+            job.cache.drop_marks()
+        found |= on_the_way([client]).keys()
+    return frozenset(found)
 
 
-def _take_in(
-    client: Deferring, builder: type[FeatureBuilder[Any]], prompts: Sequence[str], job: Job, run_id: str
-) -> None:
-    evaluator = Evaluator(job.bindings, job.context, job.cache, now=job.now, batch_rows=len(prompts))
-    with client.recalling(), suppress(AnswersPendingError):  # of prompts that another builder asked
-        evaluator.resolve(builder, [(prompt,) for prompt in prompts])
-    commit(job.cache, evaluator, run_id=run_id)
+def on_the_way(clients: Iterable[Collecting]) -> dict[str, OnTheWay]:
+    """What is to come, by the entry_id that it will have."""
+    return {
+        asker.entry_id(prompt): sent
+        for client in clients
+        for sent in client.on_the_way()
+        for asker in sent.askers
+        for prompt in sent.prompts
+    }
+
+
+def take_in(
+    answers: Answers,
+    cache: FeatureCache,
+    context: Any,
+    now: datetime,
+    *,
+    fallback: tuple[Bindings, Sequence[type[FeatureBuilder[Any]]]] | None = None,
+) -> int:
+    """Append what came of one hand-in, each answer once; how many entries. `fallback`: who may have asked where nobody
+    is named, or can be found."""
+    known = [found for asker in answers.askers if (found := asker.bindings(context)) is not None]
+    if not known and fallback is not None:
+        bindings, builders = fallback
+        prompted = [b for b in builders if b.key == _ASKED_BY and not bindings[b].deps]
+        known = [(bindings, builder) for builder in prompted]
+    taken = 0
+    for bindings, builder in known:
+        bound, view = bindings[builder], _Recalling(context, answers.client)
+        for start in range(0, len(answers.prompts), _ROWS):
+            prompts = answers.prompts[start : start + _ROWS]
+            evaluator = Evaluator(bindings, view, _Nothing(), now=now, batch_rows=_ROWS)
+            # Of prompts that another builder asked; or lines that say that there was no quota.
+            with suppress(AnswersPendingError, BudgetError, ContextError):
+                evaluator.resolve(builder, [(prompt,) for prompt in prompts])
+            taken += _append(cache, evaluator, bound, answers.run_id, now)
+    answers.done()
+    return taken
+
+
+def _append(cache: FeatureCache, evaluator: Evaluator, bound: Bound, run_id: str, now: datetime) -> int:
+    """What was made, but for what the cache has from this very hand-in."""
+    pairs = evaluator.take_made().get(bound.name, [])
+    entries = new_entries(to_rows(bound.name, bound.config_hash, pairs), run_id)
+    known = cache.by_id(bound.name, entries["entry_id"].to_pylist())
+    living = {
+        identity: entry
+        for identity, entry in known.items()
+        if (until := bound.builder.freshness.expiry(entry.ts)) is None or now < until
+    }
+    old = pa.array([identity in living for identity in entries["entry_id"].to_pylist()], pa.bool_())
+    pointers: list[TraceRow] = []
+    twice: list[dict[str, Any]] = []
+    for row in entries.filter(old).to_pylist():
+        entry = living[row["entry_id"]]
+        if entry.run_id != run_id and row["status"] == "ok":
+            twice.append({**row, "entry_id": digest("paid twice", row["entry_id"], run_id), "key": entry.key})
+            pointers.append(_still(entry, now, run_id))
+    rows = pa.concat_tables([_without(entries, old), pa.Table.from_pylist(twice, schema=entries.schema)])
+    if len(rows):
+        cache.append(rows, pointers)
+    return len(rows)
+
+
+def _without(entries: pa.Table, old: pa.Array) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return entries.filter(pc.invert(old))
+
+
+def _still(entry: Entry, now: datetime, run_id: str) -> TraceRow:
+    """What was paid for meanwhile is the answer: another one that comes later costs, and changes nothing."""
+    return TraceRow(
+        entry.builder,
+        "pointer",
+        entry.key,
+        entry.config_hash,
+        now,
+        run_id,
+        entry_id=entry.entry_id,
+        value_hash=entry.value_hash,
+    )
+
+
+def _came(askers: Sequence[Asker], cache: FeatureCache, since: int) -> Came:
+    """Looks for entries that were recorded since then (ns since 1970)."""
+
+    def came(prompts: Mapping[str, str]) -> set[str]:
+        found: set[str] = set()
+        for asker in askers:
+            names = {asker.entry_id(prompt): name for name, prompt in prompts.items()}
+            known = cache.by_id(asker.name, names) if cache.has(asker.name) else {}
+            found |= {names[identity] for identity, entry in known.items() if entry.recorded >= since}
+        return found
+
+    return came
+
+
+class _Nothing:
+    """A store without entries: that an answer was paid for is to be told, whatever else is known."""
+
+    def find(self, builder: str, config_hash: str, wanted: Mapping[str, str]) -> Mapping[str, Any]:
+        return {}
+
+    def current(self, builder: str, config_hash: str, keys: Sequence[str]) -> Mapping[str, Any]:
+        return {}
+
+    def candidates(self, builder: str, config_hash: str, keys: Sequence[str]) -> Sequence[Any]:
+        return ()
+
+
+class _Recalling:
+    """A context whose client gives the answers that came. Without a context of its own (None) it has nothing else."""
+
+    def __init__(self, context: Any, client: Any) -> None:
+        self._context, self._client = context, client
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        found = None if self._context is None else getattr(self._context, name)
+        return self._client if found is None or isinstance(found, Collecting) else found

@@ -41,18 +41,20 @@ class PaidTwice:
         price = "a price that nobody knows" if self.usd is None else f"{self.usd:.4g} usd"
         calls = "1 call was" if self.calls == 1 else f"{self.calls} calls were"
         line = (
-            f"{calls} paid for twice ({self.tokens} tokens, {price}): another run asked the same at the same time. "
-            "Jobs that share a Redis server (llm.redis_url) wait for each other's answers"
+            f"{calls} paid for twice ({self.tokens} tokens, {price}): another run or a batch on its way had asked "
+            "the same. Jobs that share a Redis server (llm.redis_url) wait for each other's answers, and runs for "
+            "batches unless llm.pending is pay"
         )
         return [line]
 
 
 class DoublePayments:
-    """Of one run. `look` each time when answers have just become durable: what another run has put there by then came
-    before them, and what comes later counts itself."""
+    """Of one run. `on_the_way`: entry_ids of answers that were handed in, and paid for, before it began. `look` each
+    time when answers have just become durable: what another run has put there by then came before them, and what comes
+    later counts itself."""
 
-    def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: str, on_the_way: frozenset[str] = frozenset()) -> None:
+        self._run_id, self._on_the_way = run_id, on_the_way
         self._calls: dict[str, int] = {}
         self._judged: dict[str, pa.Array] = {}
         self.found = PaidTwice()
@@ -85,7 +87,7 @@ class DoublePayments:
             own = own.filter(pc.invert(pc.is_in(own["entry_id"], self._judged[bound.name])))
         others = rows.filter(pc.and_(pc.invert(is_own), pc.is_in(rows["entry_id"], own["entry_id"])))
         self._judged[bound.name] = rows.filter(is_own)["entry_id"].combine_chunks()
-        if not len(others):
+        if not len(others) and not self._on_the_way:
             return PaidTwice()
         mine = {row["entry_id"]: row for row in own.to_pylist()}
         twice = {
@@ -93,6 +95,7 @@ class DoublePayments:
             for row in others.to_pylist()
             if _answers(bound, row["ts"], mine[row["entry_id"]]["ts"])
         }
+        twice |= mine.keys() & self._on_the_way
         return _sum(mine[entry_id] for entry_id in sorted(twice))
 
 

@@ -19,6 +19,7 @@ from featurekit_spark.cache.base import Found
 from featurekit_spark.changes import Change, changed_builders
 from featurekit_spark.controller import HandController
 from featurekit_spark.costs import CostOfOne, cost_of_one, failed_before, newest_ok
+from featurekit_spark.deferred import collecting, on_the_way
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import local_builders
 from featurekit_spark.evaluate import Evaluator
@@ -44,7 +45,8 @@ class BuilderEstimate:
     `hit`: answered by the cache, those `proven` by a target's trace among them (nothing below those is walked).
     `stale`: there is an entry, but its ttl has passed. `miss`: there is none. `error`: failed last time and is built
     again, or fails already now. `empty`: null because an input is. `estimated`: some keys are told from history, or
-    depend on values that are not there yet and may turn out to be hits.
+    depend on values that are not there yet and may turn out to be hits. `pending`: calls that were handed in before
+    and are on their way, which are not made again and not among `calls` (unless the client is to pay again).
     `calls`, `tokens`, `usd` and `seconds` (of one core) are for what is built, by this builder's own entries; None
     where nothing tells. `expected`: no entry tells, and tokens and usd come from the requests, an assumed length of
     answers and the model's price.
@@ -60,6 +62,7 @@ class BuilderEstimate:
     empty: int = 0
     estimated: bool = False
     calls: int = 0
+    pending: int = 0
     tokens: int | None = 0
     usd: float | None = 0.0
     seconds: float | None = 0.0
@@ -126,7 +129,8 @@ def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mappi
     builders = tuple(walk.estimates())
     last = job.cache.last_run(key_json(group))
     before = last.record.get("builders", {}) if last is not None else {}
-    warnings = tuple(key_jumps(plan, {b.name: b.keys for b in builders}, before))
+    jumps = key_jumps(plan, {b.name: b.keys for b in builders}, before)
+    warnings = (*jumps, *_awaited(walk.awaited, pays_again=walk.pays_again))
     adopted = adopted_hashes(job.cache, dict(zip(plan.group_fields, group, strict=True)))
     changes = tuple(changed_builders(graph, job.bindings, last, adopted=adopted))
     return PlanEstimate(
@@ -140,6 +144,20 @@ def estimate_run(plan: Plan, graph: Graph, job: Job, *, group: Key, named: Mappi
         walk.to_pay(),
         tuple(walk.failed()),
     )
+
+
+def _awaited(sent: Mapping[str, int], *, pays_again: bool) -> Iterator[str]:
+    """What a run would find on its way, as far as that is written down here."""
+    if sent:
+        many = sum(sent.values())
+        what = "is one call" if many == 1 else f"are {many} calls"
+        then = (
+            "this run would pay for them again (llm.pending: pay)"
+            if pays_again
+            else "a run waits for them and pays for none of them again"
+        )
+        named = "; ".join(sorted(sent)[:3]) + (f"; and {len(sent) - 3} more" if len(sent) > 3 else "")
+        yield f"there {what} on the way by batch, and {then}: {named}"
 
 
 def key_jumps(plan: Plan, keys: Mapping[str, int], before: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -170,6 +188,10 @@ class _DryRun(Execution):
         )
         self.evaluator = self.dry
         self.beyond: dict[str, int] = {}
+        clients = collecting(graph, job.context)
+        self.sent = on_the_way(clients)
+        self.pays_again = any(client.pays_again for client in clients)
+        self.awaited: dict[str, int] = {}  # by how a batch is told
 
     def estimates(self) -> Iterator[BuilderEstimate]:
         """Per builder, in build order."""
@@ -246,7 +268,10 @@ class _DryRun(Execution):
         spent = sum(r.seconds or 0.0 for _, r in walked if r.origin in BUILT)
         asked = [key for key in dict.fromkeys(self.dry.walked.get(name, ())) if results[key].unknown]
         each = cost_of_one(self.job.cache, bound, self.job.context, asked) if unknown else _UNKNOWN
-        calls = unknown if paid else 0
+        sent = [self.sent[r.entry_id] for _, r in made if r.unknown and r.entry_id in self.sent]
+        for one in sent:
+            self.awaited[one.said] = self.awaited.get(one.said, 0) + 1
+        calls = unknown - (0 if self.pays_again else len(sent)) if paid else 0
         tokens, seconds = _times(calls, each.tokens), _times(unknown, each.seconds)
         return BuilderEstimate(
             name,
@@ -261,6 +286,7 @@ class _DryRun(Execution):
             or self.dry.by_hand
             or any(r.unknown and r.entry_id is None for _, r in made),
             calls=calls,
+            pending=len(sent),
             tokens=None if tokens is None else round(tokens),
             usd=_times(calls, each.usd),
             seconds=None if seconds is None else seconds + spent,

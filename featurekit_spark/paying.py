@@ -18,7 +18,7 @@ from featurekit_spark.cache.elsewhere import Elsewhere
 from featurekit_spark.cache.journal import JournalingCache, Observer, take_in
 from featurekit_spark.costs import known_prices
 from featurekit_spark.deferred import deferring
-from featurekit_spark.errors import NewCallsError
+from featurekit_spark.errors import AnswersPendingError, NewCallsError
 from featurekit_spark.estimate import estimate_run
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.flight import Leases, SingleFlight
@@ -41,9 +41,16 @@ def purse_for(budget: Budget | None, graph: Graph, job: Job) -> Purse | None:
 
 
 def refuse_new_calls(plan: Plan, graph: Graph, job: Job, group: tuple[Any, ...]) -> None:
-    """NewCallsError where something would have to be paid for; it is counted before anything is computed."""
+    """NewCallsError where something would have to be paid for; it is counted before anything is computed.
+    AnswersPendingError where all of that is on its way."""
     found = estimate_run(plan, graph, replace(job, purse=None), group=group, named={})
+    pending = sum(builder.pending for builder in found.builders)
+    are = "1 answer is" if pending == 1 else f"{pending} answers are"
     if not found.calls:
+        if pending:
+            raise AnswersPendingError(
+                f"{are} on the way by batch, and no new calls are allowed. Nothing was computed; run again later."
+            )
         return
     missing = []
     for builder in found.builders:
@@ -55,7 +62,8 @@ def refuse_new_calls(plan: Plan, graph: Graph, job: Job, group: tuple[Any, ...])
             )
     raise NewCallsError(
         f"{found.calls} calls would have to be paid for, and no new ones are allowed: {'; '.join(missing)}. "
-        "Nothing was computed."
+        + f"{are} on the way by batch. " * bool(pending)
+        + "Nothing was computed."
     )
 
 

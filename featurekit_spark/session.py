@@ -21,7 +21,7 @@ from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.cache.journal import Observer
 from featurekit_spark.controller import Controller, Feature, run_clock
 from featurekit_spark.costs import unpriced
-from featurekit_spark.deferred import handing_in, take_in_answers
+from featurekit_spark.deferred import handing_in, take_in_answers, until_answered
 from featurekit_spark.double_payments import DoublePayments, PaidTwice
 from featurekit_spark.engines.choice import execution_for, passes_through_driver
 from featurekit_spark.engines.local import LocalEngine
@@ -228,8 +228,9 @@ class Session:
             self.limits.batch_rows,
             self.progress,
             failures=retrying(self.cache, retry_errors, retry_builders, graph=graph),
-            double=(double := DoublePayments(run_id)),
         )
+        double = DoublePayments(run_id, take_in_answers(graph, job))
+        job = replace(job, double=double)
         job = replace(job, purse=purse_for(budget, graph, job))
         names = [target.builder.name for target in plan.targets]
         readings = Readings(job, plan.group_fields, key, self.engine.scan)
@@ -239,14 +240,13 @@ class Session:
         if mark is not None:
             return self._unchanged(plan, graph, job, key, group, mark, read_nothing=not readings.hashes)
         self.engine.check(plan, job)
-        take_in_answers(graph, job)
         if budget is not None and budget.no_new_calls:
             if not fits():
                 raise self._too_large("no_new_calls needs the keys in this process")
             refuse_new_calls(plan, graph, job, key)
         back = state.begin()
         try:
-            execution = self._executed(plan, graph, job, key, readings)
+            execution = until_answered(graph, job, lambda: self._executed(plan, graph, job, key, readings))
         except BaseException as error:
             self.ended_early = ended_early(self.cache, graph, job, key, self._execution_of(run_id), error)
             raise

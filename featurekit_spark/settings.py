@@ -282,6 +282,7 @@ class LLMSettings(_Section):
     `price` is the model's; without it `prices`, a file such as conf/prices.yaml, is asked for it. `executor` says who
     makes paid calls on Spark, of embeddings too: where its workers have no network, the driver. `mode` batch hands
     calls in by the provider's batch API; they cost `batch_price` times as much, and a run waits `batch_wait_s` seconds.
+    `pending` says what a run online does about prompts that a batch is to answer: wait for it, or pay again.
     """
 
     provider: Literal["offline", "openai"] = "offline"
@@ -305,6 +306,7 @@ class LLMSettings(_Section):
     mode: Literal["online", "batch"] = "online"
     batch_wait_s: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     batch_price: Share = 0.5
+    pending: Literal["wait", "pay"] = "wait"
     suggestions: Count = 3
     tracing: TracingSettings = TracingSettings()
     retention: RetentionSettings = RetentionSettings()

@@ -86,6 +86,7 @@ MEANINGS = {
     "answers: see [calls by batch](design/batch.md).",
     "llm.batch_wait_s": "Seconds that a run waits for the answers of its batches before it stops, to be run again.",
     "llm.batch_price": "What a call by batch costs, as a share of the price.",
+    "llm.pending": "What a run online does about prompts that a batch is to answer: wait for it, or pay again.",
     "llm.executor": "Who makes paid calls on Spark, embeddings' among them: its `workers`, or the `driver`, where UDFs "
     "have no network. All other stages run on the workers.",
     "llm.timeout_s": "Seconds until an attempt is given up.",

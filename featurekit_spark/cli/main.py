@@ -14,6 +14,7 @@ import typer
 
 from featurekit_spark.cli.adopt_command import adopt_command
 from featurekit_spark.cli.backfill import Dates, run_each
+from featurekit_spark.cli.batches_commands import batches_app
 from featurekit_spark.cli.cache_commands import cache_app
 from featurekit_spark.cli.config_commands import config_app
 from featurekit_spark.cli.cost_command import cost_command
@@ -62,6 +63,7 @@ app.command("adopt")(adopt_command)
 app.command("explain")(explain_command)
 app.command("cost")(cost_command)
 app.command("retry")(retry_command)
+app.add_typer(batches_app)
 app.add_typer(cache_app)
 cache_app.command("promote")(promote_command)
 cache_app.command("purge")(purge_command)

@@ -194,7 +194,10 @@ def _purged_text(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"{verb} from {records} and {counted(report['run_documents'], 'run document')}"
     if report.get("batches_on_their_way"):
         batches = counted(report["batches_on_their_way"], "batch", "batches")
-        yield f"{batches} of calls on the way may name them: purge again once a run has taken the answers in"
+        yield (
+            f"{batches} of calls on the way may name them, here and at the provider: purge again once a run or "
+            "`featurekit batches collect` has taken the answers in"
+        )
     if not (report["entries"] or report["traces"] or any(map(_found_in, report["sinks"].values()))):
         yield "nothing names them: are these the fields as `featurekit cache show` has them in a key?"
     if not report["dry_run"]:

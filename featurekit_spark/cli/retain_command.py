@@ -57,7 +57,23 @@ def retain_command(
         )
     report = retain(place.cache, rule, now=datetime.now(UTC), dry_run=dry_run, warehouse=place.warehouse)
     facts = {"after_s": rule.after.total_seconds(), "hash": [name for name in _WHAT if getattr(rule, name)]}
-    return Answer({"status": "ok", **facts, **report}, _text(report, rule))
+    batches = _batches(place)
+    found = {"status": "ok", **facts, **report, "batches_on_their_way": batches}
+    return Answer(found, [*_text(report, rule), *_on_the_way(batches)])
+
+
+def _batches(place: Place) -> int:
+    from featurekit_spark.llm.batch_records import BatchRecords
+
+    return len(BatchRecords(f"{place.cache.path}/batches").tags())
+
+
+def _on_the_way(batches: int) -> Iterator[str]:
+    if batches:
+        yield (
+            f"{counted(batches, 'batch', 'batches')} of calls on the way keep their prompts, here and at the provider: "
+            "`featurekit batches collect`, and then once more"
+        )
 
 
 def _rule(place: Place, hashed: str | None, after: str | None) -> Retention:

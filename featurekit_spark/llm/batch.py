@@ -1,43 +1,39 @@
 """A chat model whose calls are handed in as batches: at a lower price, and answered within a day.
 
-Owns when requests that are asked together are handed in, and how long a run waits for them. The desk knows what is to
-come; how a request is worded and an answer is read, the online model says.
+Owns when requests are handed in, and how long a run waits for them. The desk knows what is to come, the sheet what an
+answer means; how a request is worded, the online model says.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import threading
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final
 
 from featurekit_spark.costs import Expected
+from featurekit_spark.deferred import Answers, Asker, Came, OnTheWay
 from featurekit_spark.errors import (
     AnswersPendingError,
     BudgetError,
     BuildError,
     ContextError,
-    FeaturekitError,
     LockedError,
     ServiceError,
 )
-from featurekit_spark.fingerprint import digest
 from featurekit_spark.llm.base import Completion, Message
+from featurekit_spark.llm.batch_answers import AnswerSheet, collected
+from featurekit_spark.llm.batch_beside import on_the_way, waiting_for
 from featurekit_spark.llm.batch_desk import BatchDesk, BatchLimits
-from featurekit_spark.llm.batch_records import BatchRecords
+from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.llm.openai import OpenAIChat
-from featurekit_spark.llm.openai_batch import BatchClient, Line
-from featurekit_spark.paid.retry import CallFailure, FailureKind, Sign
+from featurekit_spark.llm.openai_batch import BatchClient, Line, request_id
+from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.usage import expected_cost
 
 __all__ = ["OpenAIBatch"]
 
-_LINGER_S: Final = 0.1  # requests of a stage come at once; those of a repair, after an answer
 _MANY: Final = 1_000_000
 
 
@@ -50,6 +46,7 @@ class OpenAIBatch:
     """
 
     concurrency = _MANY
+    pays_again = False
     _away = False
 
     def __init__(
@@ -69,18 +66,14 @@ class OpenAIBatch:
 
     def _begin(self) -> None:
         self._run_id: str | None = None
-        self._recalls = False
-        self._until: float | None = None
+        self._until: tuple[str, float] | None = None
         self._asked: dict[str, dict[str, Any]] = {}
-        self._waiting: dict[str, list[asyncio.Future[Line | None]]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._turns: set[asyncio.Task[None]] = set()
-        self._one_turn = asyncio.Lock()
-        self._ended = threading.Event()
-        self._given: set[str] = set()
-        self._told: set[str] = set()
-        # What a key's task was given: what it makes of one answer may need another, which is still to come.
-        self._given_to: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
+        self._tags: set[str] = set()
+        self._came: set[str] = set()
+        self._left: dict[str, tuple[Submission, Line]] = {}
+        self._claims: dict[str, bool] = {}
+        self._held = ExitStack()
+        self._sheet = AnswerSheet(self.chat, self.price)
 
     def __repr__(self) -> str:
         return f"OpenAIBatch({self.chat!r}, {self.folder!r}, wait_s={self.wait_s!r})"
@@ -95,52 +88,54 @@ class OpenAIBatch:
 
     @cached_property
     def desk(self) -> BatchDesk:
-        return BatchDesk(BatchClient(self.chat), BatchRecords(self.folder), self.identity, self.limits)
+        return BatchDesk(BatchClient(self.chat), BatchRecords(self.folder), self.limits)
 
     @contextmanager
-    def opened(self, run_id: str) -> Iterator[None]:
-        """For the length of a run: calls are handed in meanwhile."""
-        self._begin()
-        self._run_id = run_id
+    def collecting(self, run_id: str) -> Iterator[Iterator[Answers]]:
+        """What came of earlier runs, a submission at a time."""
+        with self.desk.records.locked(run_id):
+            yield collected(self.desk, self.chat, run_id, identity=self.identity)
+
+    def on_the_way(self) -> list[OnTheWay]:
+        """What is to come, by what is written down here."""
+        return on_the_way(self.desk.records, self.desk.says)
+
+    @contextmanager
+    def opened(self, run_id: str, askers: Sequence[Asker] = (), came: Came | None = None) -> Iterator[None]:
+        """For the length of a run, or of a part of it."""
+        self._begin_part(run_id)
+        pending: AnswersPendingError | None = None
         finished = False
         try:
-            yield
-            finished = True
-        except BudgetError:  # what came before is in the cache
-            finished = True
-            raise
+            try:
+                yield
+                finished = True
+            except AnswersPendingError as error:
+                pending, finished = error, True
+            except BudgetError:  # what came before is in the cache
+                finished = True
+                raise
         finally:
-            self._ended.set()
             # An error that was told is over; an answer is, once it is in the cache.
-            over = self._told | (self._given if finished else set())
-            if over:
-                self.desk.done(over, run_id)
-            self._begin()
+            self._use_up(self._sheet.told | (self._sheet.given if finished else set()), run_id)
+            self._held.close()
+            self._run_id = None
+        self._hand_in(run_id, askers, came)
+        if pending is not None:
+            raise AnswersPendingError(waiting_for(self.desk, self.identity)) from pending
 
-    @contextmanager
-    def recalling(self) -> Iterator[None]:
-        """Meanwhile only answers that came are given."""
-        self._recalls = True
-        try:
-            yield
-        finally:
-            self._recalls = False
-
-    @contextmanager
-    def taking_in(self, run_id: str) -> Iterator[dict[str, list[str]]]:
-        """As `opened`, with what came of earlier runs: prompts with an answer, by the run that asked. Other runs wait
-        meanwhile: an answer that two took in would be two entries."""
-        with self.desk.records.locked(run_id), self.opened(run_id):
-            self.desk.collect(run_id)
-            yield self._answered_before()
-
-    def _answered_before(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for custom_id, line in self.desk.answers.items():
-            if line.body is not None:
-                prompt = self.desk.bodies[custom_id]["messages"][-1]["content"]
-                found.setdefault(self.desk.run_of(custom_id), []).append(prompt)
-        return {run_id: list(dict.fromkeys(prompts)) for run_id, prompts in found.items()}
+    def awaited(self, run_id: str) -> bool:
+        """Wait for what the run asked; whether anything came."""
+        if self._came:
+            return True
+        if self._until is None or self._until[0] != run_id:
+            self._until = (run_id, time.monotonic() + self.wait_s)
+        pause, to_come = self.limits.poll_s, set(self._tags)
+        while to_come and (left := self._until[1] - time.monotonic()) > 0:
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, self.limits.longest_poll_s)
+            to_come = {tag for tag in to_come if not self.desk.ended(tag)}
+        return len(to_come) < len(self._tags)
 
     def expected_cost(
         self, prompt: str, *, system: str | None = None, max_tokens: int | None = None
@@ -176,127 +171,77 @@ class OpenAIBatch:
             return await self.chat.complete(prompt, **asked)
         request = self.chat.request(prompt, **asked)
         try:
-            text = json.dumps(request, sort_keys=True)
-            text.encode()
-            json.dumps(request, ensure_ascii=False).encode()
-        except (ValueError, TypeError) as error:  # half of a surrogate pair, say
+            custom_id = request_id(self.identity, request)
+        except (ValueError, TypeError) as error:
             raise BuildError(f"the request cannot be sent: {type(error).__name__}: {error}") from error
-        custom_id = digest("batch request", self.identity, text)
-        line = self.desk.answers.get(custom_id)
-        try:
-            if self._recalls and (line is None or line.body is None):
-                raise AnswersPendingError("there is no answer yet")
-            line = line or await self._come(custom_id, request)
+        line = self._line(custom_id)
+        with self._sheet.asked():
             if line is None:
-                raise AnswersPendingError(self._pending())
-        except AnswersPendingError:
-            self._given.difference_update(self._given_to.get(asyncio.current_task(), ()))
-            raise
-        return self._read(line, request)
+                self._asked[custom_id] = request  # equal requests are one
+                raise AnswersPendingError("its answer is still to come")
+        return self._sheet.read(line, request)
 
     async def aclose(self) -> None:
         """Close the running loop's connections."""
         await self.chat.aclose()
 
-    async def _come(self, custom_id: str, request: dict[str, Any]) -> Line | None:
-        """The answer, or None where the run does not wait for it any longer."""
-        loop = asyncio.get_running_loop()
-        there: asyncio.Future[Line | None] = loop.create_future()
-        self._asked[custom_id] = request  # equal requests are one
-        self._waiting.setdefault(custom_id, []).append(there)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_later(_LINGER_S, self._turn)
-        return await there
+    def _begin_part(self, run_id: str) -> None:
+        until = self._until
+        self._begin()
+        self._run_id, self._until = run_id, until
+        for item in self.desk.records.all():
+            if item.identity == self.identity and item.stage is Stage.ANSWERED:
+                for line in map(Line.from_json, self.desk.records.answers(item.tag)):
+                    self._left[line.custom_id] = (item, line)
 
-    def _turn(self) -> None:
-        asked, self._asked = self._asked, {}
-        waiting, self._waiting = self._waiting, {}
-        task = asyncio.get_running_loop().create_task(self._answered(asked, waiting))
-        self._turns.add(task)
-        task.add_done_callback(self._turns.discard)
+    def _line(self, custom_id: str) -> Line | None:
+        """What came and is not in the cache yet; of one submission only one run uses it."""
+        submission, line = self._left.get(custom_id, (None, None))
+        if submission is None or line is None:
+            return None
+        tag = submission.tag
+        if tag not in self._claims:
+            self._claims[tag] = self.desk.records.claim(tag, self._held, self._run_id or "")
+            there = {Line.from_json(text).custom_id for text in self.desk.records.answers(tag)}
+            gone = {own for own, (item, _) in self._left.items() if item.tag == tag and own not in there}
+            self._came |= gone
+        return line if self._claims[tag] and custom_id not in self._came else None
 
-    async def _answered(
-        self, asked: dict[str, dict[str, Any]], waiting: dict[str, list[asyncio.Future[Line | None]]]
-    ) -> None:
-        found: dict[str, Line] = {}
-        failure: FeaturekitError | None = None
-        try:
-            async with self._one_turn:
-                found = await asyncio.to_thread(self._ask, asked, self._run_id or "")
-        except Exception as error:  # whoever waits has to be told
-            failure = error if isinstance(error, FeaturekitError) else ContextError(repr(error))
-        for custom_id, futures in waiting.items():
-            for future in futures:
-                if future.done():  # its run was interrupted
-                    continue
-                if failure is None:
-                    future.set_result(found.get(custom_id))
-                else:
-                    future.set_exception(_for_one(failure))
+    def _use_up(self, custom_ids: set[str], run_id: str) -> None:
+        used = {self._left[own][0].tag: self._left[own][0] for own in custom_ids}
+        for submission in used.values():
+            self.desk.done(submission, custom_ids, run_id)
 
-    def _ask(self, asked: dict[str, dict[str, Any]], run_id: str) -> dict[str, Line]:
-        ended = self._ended  # this run's: the next one has another
-
-        def sleep(seconds: float) -> None:
-            if ended.wait(seconds):
-                raise AnswersPendingError("the run has ended")
-
-        try:
-            self.desk.hand_in(asked, run_id)
-            now = time.monotonic()
-            self._until = now + self.wait_s if self._until is None else self._until
-            self.desk.wait(asked, run_id, seconds=self._until - now, sleep=sleep)
-        except (ServiceError, LockedError) as error:
-            raise AnswersPendingError(
-                f"{len(asked)} requests could not be handed in: {error}. Nothing was published; run again."
-            ) from error
-        return {own: line for own in asked if (line := self.desk.answers.get(own)) is not None}
-
-    def _pending(self) -> str:
-        says = sorted(self.desk.says.values())
-        named = "; ".join(says[:3]) + (f"; and {len(says) - 3} more" if len(says) > 3 else "")
-        many = len(self.desk.pending)
-        return (
-            f"waiting for batch{'es' * (len(says) > 1)} {named}: {many} answers of {self.identity} are still to come. "
-            "What came is kept, nothing was published; run again to collect."
+    def _hand_in(self, run_id: str, askers: Sequence[Asker], came: Came | None) -> None:
+        """What was asked and neither came nor is on its way."""
+        if not self._asked:
+            return
+        template = Submission(
+            "",
+            self.identity,
+            run_id,
+            Stage.INTENDED,
+            0.0,
+            model=self.chat.model,
+            base_url=self.chat.base_url,
+            key=str(self.chat.key),
+            price=_told(self.price),
+            askers=tuple(askers),
         )
-
-    def _read(self, line: Line, request: Mapping[str, Any]) -> Completion:
-        if line.body is None:
-            self._told.add(line.custom_id)
-            raise self._error(line)
         try:
-            answer = self.chat.completion(line.body.encode(), request, price=self.price)
-        except CallFailure as failure:
-            self._told.add(line.custom_id)
-            error = self._error(Line(line.custom_id, None, failure.kind, failure.message), failure)
-            raise error.with_cost(failure.tokens, failure.usd) from failure
-        self._given.add(line.custom_id)
-        self._given_to.setdefault(asyncio.current_task(), []).append(line.custom_id)
-        return answer
-
-    def _error(self, line: Line, failure: CallFailure | None = None) -> FeaturekitError:
-        told = f"{self.chat.model} at {self.chat.base_url}: {line.message}"
-        kind = line.kind or FailureKind.RETRYABLE
-        error: FeaturekitError
-        match kind:
-            case FailureKind.RETRYABLE:
-                error = ServiceError(told)
-            case FailureKind.TERMINAL:
-                error = BuildError(told)
-            case FailureKind.QUOTA:
-                error = BudgetError(told)
-        error.blames_request = line.blames_request
-        sign = Sign.WORKS if line.blames_request else Sign.BROKEN
-        error.__cause__ = failure or CallFailure(line.message, kind, sign)
-        return error
+            with self.desk.records.locked(run_id):  # nobody takes anything in meanwhile
+                if came is not None:
+                    prompts = {own: body["messages"][-1]["content"] for own, body in self._asked.items()}
+                    self._came |= came(prompts)
+                self._tags = self.desk.hand_in(self._asked, template, self._came)
+        except (ServiceError, LockedError) as error:
+            many, self._asked, self._came = len(self._asked), {}, set()
+            raise AnswersPendingError(
+                f"{many} requests could not be handed in: {error}. Nothing was published; run again."
+            ) from error
 
 
-def _for_one(failure: FeaturekitError) -> FeaturekitError:
-    """What failed for all requests of a turn, for one of them: it was not asked."""
-    error = type(failure)(str(failure))
-    error.blames_request, error.__cause__ = failure.blames_request, failure.__cause__
-    if not isinstance(failure, AnswersPendingError):
-        error.attempts = 0
-    return error
+def _told(price: Price | None) -> tuple[str | None, ...] | None:
+    if price is None:
+        return None
+    return tuple(None if part is None else str(part) for part in (price.input, price.output, price.cached))

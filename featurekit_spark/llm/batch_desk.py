@@ -1,5 +1,5 @@
-"""The desk of one model's batches: hands requests in once, asks how far they are, and keeps what came until it is in
-the cache.
+"""The desk where batches are handed in and asked for: each request goes in once, and what came is kept until it is in
+the cache. Of all models that were ever asked here, at one provider.
 
 Works with threads and locks, not with coroutines: what it does takes minutes or a day. Knows requests and lines, no
 builders; when a run waits, and for what, is the model's affair.
@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from featurekit_spark import aio
 from featurekit_spark.errors import BudgetError, ContextError, ServiceError
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
-from featurekit_spark.llm.openai_batch import BatchClient, BatchState, Line
+from featurekit_spark.llm.openai_batch import BatchClient, BatchState
 from featurekit_spark.paid.retry import Clock
 
 __all__ = ["BatchDesk", "BatchLimits", "parts_of"]
@@ -43,186 +44,235 @@ class BatchLimits:
 
 @dataclass
 class BatchDesk:
-    """`answers`: what came and is not in the cache yet, by custom_id; `bodies`: the requests that they answer.
-    `pending`: what is to come, and the submission that it belongs to. `says`: how far each of those is, by tag."""
+    """At the provider of `client`. `says`: how far each submission is that is still on its way, by tag."""
 
     client: BatchClient
     records: BatchRecords
-    identity: str
     limits: BatchLimits = field(default_factory=BatchLimits)
     clock: Clock = field(default_factory=Clock)
-    answers: dict[str, Line] = field(default_factory=dict)
-    pending: dict[str, Submission] = field(default_factory=dict)
-    bodies: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     says: dict[str, str] = field(default_factory=dict)
-    _of: dict[str, Submission] = field(default_factory=dict)
-    _requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _trifles: bool = True  # whether the provider is asked for what may wait
 
-    def collect(self, run_id: str) -> None:
-        """Look what became of everything that was handed in. A provider that does not answer is asked later."""
+    def look(self, run_id: str, *, identity: str | None = None) -> list[Submission]:
+        """Ask what became of everything that was handed in, and bring the records up to date; what they say then. A
+        provider that does not answer is asked later. ContextError where it refuses to tell of a batch of `identity`;
+        of others that is a warning."""
         with self.records.locked(run_id):
-            self._look()
+            self._trifles = True
+            self.says = {}
+            if self.records.can_lock:
+                self.records.sweep()
+            there = self.records.all()
+            states = self._found([item for item in there if item.stage is Stage.CREATING and self.asks(item)])
+            return [now for item in there if (now := self._brought(item, states, identity)) is not None]
 
-    def hand_in(self, requests: Mapping[str, Mapping[str, Any]], run_id: str) -> None:
-        """Hand in those that are neither answered nor to come. Raises ServiceError where the provider cannot take
-        them, BudgetError without a quota."""
+    def asks(self, submission: Submission) -> bool:
+        """Whether it was handed in where this desk asks: a key goes to no other address."""
+        return submission.base_url in ("", self.client.chat.base_url)
+
+    def hand_in(
+        self, requests: Mapping[str, Mapping[str, Any]], template: Submission, known: Collection[str] = ()
+    ) -> set[str]:
+        """Hand in those that nobody has handed in yet, and that are not `known`; the submissions that they all are in.
+        `template` says of whom, and for whom. Raises ServiceError where the provider cannot take them, BudgetError
+        without a quota."""
+        with self.records.locked(template.run_id):
+            there, tags = {*known}, set()
+            for item in self.records.all():
+                if item.identity == template.identity and item.stage is not Stage.DONE:
+                    own = self.ids(item.tag)
+                    there.update(own)
+                    if not requests.keys().isdisjoint(own):
+                        tags.add(item.tag)
+            new = {custom_id: body for custom_id, body in requests.items() if custom_id not in there}
+            return tags | {self._submit(part, template) for part in parts_of(new, self.limits)}
+
+    def ids(self, tag: str) -> tuple[str, ...]:
+        """The names of a submission's requests."""
+        if tag not in self._ids:
+            try:
+                self._ids[tag] = tuple(custom_id for custom_id, _ in self.records.requests(tag))
+            except FileNotFoundError:  # another run has just taken it in
+                return ()
+        return self._ids[tag]
+
+    def ended(self, tag: str) -> bool:
+        """Whether nothing more is to come of a submission: it is answered, here or at the provider, or gone."""
+        submission = self.records.read(tag)
+        if submission is None or not submission.on_the_way:
+            self.says.pop(tag, None)
+            with ExitStack() as held:  # else another run is about to take it in
+                return submission is None or self.records.claim(tag, held, "that waits")
+        if submission.batch_id is None:
+            return False
+        try:
+            state = aio.run(self.client.state(submission.batch_id))
+        except (ServiceError, ContextError) as error:  # the next run says more
+            _log.warning("batch %s cannot be asked for: %s", submission.batch_id, error)
+            return False
+        self.says[tag] = str(state)
+        return state.progress.ended
+
+    def state_of(self, submission: Submission) -> str:
+        """How far the provider says that a submission is. Raises ServiceError, ContextError."""
+        if submission.batch_id is None or not self.asks(submission):
+            return submission.stage.value
+        return aio.run(self.client.state(submission.batch_id)).how_far
+
+    def cancel(self, submission: Submission) -> BatchState | None:
+        """Ask the provider to end a batch; what came by then is collected as always. None where it has none."""
+        return None if submission.batch_id is None else aio.run(self.client.cancel(submission.batch_id))
+
+    def done(self, submission: Submission, custom_ids: Collection[str], run_id: str) -> None:
+        """What came of these is in the cache, or was told as an error: it answers nothing any more."""
         with self.records.locked(run_id):
-            self._look()  # what other runs have handed in meanwhile
-            known = self.answers.keys() | self.pending.keys()
-            new = {custom_id: body for custom_id, body in requests.items() if custom_id not in known}
-            for part in parts_of(new, self.limits):
-                self._submit(part, run_id)
-
-    def wait(
-        self, wanted: Collection[str], run_id: str, *, seconds: float, sleep: Callable[[float], None]
-    ) -> None:
-        """Return when nothing of these is to come any more, or so many seconds have passed."""
-        until, pause = self.clock.now() + seconds, self.limits.poll_s
-        while any(custom_id in self.pending for custom_id in wanted):
-            left = until - self.clock.now()
-            if left <= 0:
+            texts = self.records.answers(submission.tag)
+            left = [text for text in texts if json.loads(text)["custom_id"] not in custom_ids]
+            now = self.records.read(submission.tag)
+            if now is None:
                 return
-            sleep(min(pause, left))
-            pause = min(pause * 1.5, self.limits.longest_poll_s)
-            self.collect(run_id)
+            if not left:
+                self.drop(now)
+            elif len(left) < len(texts):
+                self.records.put_answers(submission.tag, left)
 
-    def run_of(self, custom_id: str) -> str:
-        """The run that handed in what was answered."""
-        return self._of[custom_id].run_id
+    def drop(self, submission: Submission) -> None:
+        """Forget a submission, once the provider keeps no file of it either."""
+        self._ids.pop(submission.tag, None)
+        done = replace(submission, stage=Stage.DONE, at=self.clock.wall())
+        if done.files or done.sought:
+            self.records.put(done)
+            self.records.strip(done.tag)
+            done = self._cleared(done)
+        if not (done.files or done.sought):
+            self.records.forget(done.tag)
 
-    def done(self, custom_ids: Collection[str], run_id: str) -> None:
-        """Answers that are in the cache, or were told as errors: they answer nothing any more."""
-        with self.records.locked(run_id):
-            tags = {self._of.pop(own).tag for own in custom_ids if self.answers.pop(own, None) is not None}
-            for tag in tags:
-                try:
-                    texts = self.records.answers(tag)
-                except FileNotFoundError:  # without locks (object stores) another run may have been here
-                    texts = []
-                left = [text for text in texts if Line.from_json(text).custom_id not in custom_ids]
-                if left:
-                    self.records.put_answers(tag, left)
-                else:
-                    self._forget(tag)
+    def _brought(
+        self, item: Submission, states: Mapping[str, BatchState] | None, identity: str | None
+    ) -> Submission | None:
+        """One record, brought up to date; None where it is over."""
+        if not self.asks(item):
+            if item.on_the_way:
+                self.says[item.tag] = f"{item.batch_id or item.tag} (at {item.base_url})"
+            return item
+        match item.stage:
+            case Stage.INTENDED:  # its run ended before there could be a batch
+                self.drop(replace(item, sought=True))
+                return None
+            case Stage.CREATING:
+                return self._made(item, states, identity)
+            case Stage.SUBMITTED:
+                return self._asked(item, identity)
+            case Stage.ANSWERED:
+                return self._cleared(item)
+            case Stage.DONE:
+                self.drop(item)
+                return None
 
-    def _look(self) -> None:
-        """Read the records anew, and bring each up to date."""
-        self.answers, self.pending, self._of = {}, {}, {}
-        self.bodies, self.says = {}, {}
-        submissions = self.records.all(self.identity)
-        lost = self._found(submissions)
-        for submission in submissions:
-            submission = lost.get(submission.tag, submission)
-            match submission.stage:
-                case Stage.INTENDED:  # its run ended before there could be a batch
-                    self._forget(submission.tag)
-                case Stage.CREATING if self._was_not_made(submission, asked=submission.tag in lost):
-                    _log.warning(
-                        "batch %s was never made; its requests may be handed in again", submission.tag
-                    )
-                    self._forget(submission.tag)
-                case Stage.CREATING:
-                    self._take_pending(submission, f"{submission.tag} (not known to the provider yet)")
-                case Stage.SUBMITTED:
-                    self._ask(submission)
-                case Stage.ANSWERED:
-                    self._take_answers(submission)
-
-    def _found(self, submissions: Iterable[Submission]) -> dict[str, Submission]:
-        """Those that were being made when a run ended, with their batches where the provider has one; none of them
-        where it does not answer."""
-        unsure = [item for item in submissions if item.stage is Stage.CREATING]
+    def _found(self, unsure: Sequence[Submission]) -> dict[str, BatchState] | None:
+        """The batches of those that were being made when a run ended; None where the provider does not answer."""
         if not unsure:
             return {}
         try:
             since = min(item.at for item in unsure)
-            states = aio.run(self.client.find({item.tag for item in unsure}, since))
+            return aio.run(self.client.find({item.tag for item in unsure}, since))
         except ServiceError as error:
             _log.warning("batches of earlier runs cannot be asked for: %s", error)
-            return {}
-        return {item.tag: self._made(item, states.get(item.tag)) for item in unsure}
+            return None
 
-    def _made(self, submission: Submission, state: BatchState | None) -> Submission:
-        if state is None:
-            return submission
-        made = replace(submission, stage=Stage.SUBMITTED, batch_id=state.batch_id, at=self.clock.wall())
-        self.records.put(made)
-        return made
-
-    def _was_not_made(self, submission: Submission, *, asked: bool) -> bool:
+    def _made(
+        self, item: Submission, states: Mapping[str, BatchState] | None, identity: str | None
+    ) -> Submission | None:
+        state = None if states is None else states.get(item.tag)
+        if state is not None:
+            made = replace(item, stage=Stage.SUBMITTED, batch_id=state.batch_id, at=self.clock.wall())
+            self.records.put(made)
+            return self._asked(made, identity)
         # Without a lock another run may be about to make it.
         unsure = self.limits.unsure_s if self.records.can_lock else max(self.limits.unsure_s, 3600.0)
-        return asked and self.clock.wall() - submission.at > unsure
+        if states is not None and self.clock.wall() - item.at > unsure:
+            _log.warning("batch %s was never made; its requests may be handed in again", item.tag)
+            self.drop(replace(item, files=_file_ids(item.file_id)))
+            return None
+        self.says[item.tag] = f"{item.tag} (not known to the provider yet)"
+        return item
 
-    def _ask(self, submission: Submission) -> None:
-        assert submission.batch_id is not None  # its stage says so
+    def _asked(self, item: Submission, identity: str | None) -> Submission:
+        assert item.batch_id is not None  # its stage says so
         try:
-            state = aio.run(self.client.state(submission.batch_id))
+            state = aio.run(self.client.state(item.batch_id))
             if not state.progress.ended:
-                self._take_pending(submission, str(state))
-                return
-            lines = aio.run(self.client.lines(state, list(self._requests_of(submission.tag))))
+                self.says[item.tag] = str(state)
+                return item
+            lines = aio.run(self.client.lines(state, self.ids(item.tag)))
         except ContextError as error:
-            raise ContextError(
-                f"{error} Where the batch is gone for good, remove {self.records.folder}/{submission.tag}.json: its "
-                "requests are then made anew, and paid for."
-            ) from error
-        except ServiceError as error:
-            _log.warning("batch %s cannot be asked for: %s", submission.batch_id, error)
-            self._take_pending(submission, f"{submission.batch_id} (the provider does not answer)")
-            return
-        texts = [line.to_json() for line in lines]
-        self._take_answers(self.records.answered(submission, texts, self.clock.wall()))
-
-    def _take_pending(self, submission: Submission, said: str) -> None:
-        self.pending.update(dict.fromkeys(self._requests_of(submission.tag), submission))
-        self.says[submission.tag] = said
-
-    def _take_answers(self, submission: Submission) -> None:
-        lines = [Line.from_json(text) for text in self.records.answers(submission.tag)]
-        if self.clock.wall() - submission.at > self.limits.keep_s:
-            _log.warning(
-                "%d answers of batch %s were asked for by no run in %.0f days and are dropped",
-                *(len(lines), submission.batch_id, self.limits.keep_s / _DAY),
+            hint = (
+                f"{error} Where the batch is gone for good, remove {self.records.folder}/{item.tag}.json: its requests "
+                "are then made anew, and paid for."
             )
-            self._forget(submission.tag)
-            return
-        requests = self._requests_of(submission.tag)
-        for line in lines:
-            self.answers[line.custom_id] = line
-            self.bodies[line.custom_id] = requests[line.custom_id]
-            self._of[line.custom_id] = submission
+            if item.identity == identity:
+                raise ContextError(hint) from error
+            _log.warning("batch %s of %s cannot be asked for: %s", item.batch_id, item.identity, hint)
+            self.says[item.tag] = f"{item.batch_id} (the provider refuses to tell)"
+            return item
+        except ServiceError as error:
+            _log.warning("batch %s cannot be asked for: %s", item.batch_id, error)
+            self.says[item.tag] = f"{item.batch_id} (the provider does not answer)"
+            return item
+        answered = replace(item, files=_file_ids(state.asked or item.file_id, *state.files))
+        texts = (line.to_json() for line in lines)
+        return self._cleared(self.records.answered(answered, texts, self.clock.wall()))
 
-    def _submit(self, requests: Mapping[str, Mapping[str, Any]], run_id: str) -> None:
+    def _cleared(self, item: Submission) -> Submission:
+        """Without the files that the provider keeps of it; what fails is told, and tried again by a later run."""
+        if not (item.files or item.sought) or not self._trifles:
+            return item
+        files, sought = list(item.files), item.sought
+        try:
+            if sought:
+                named = aio.run(self.client.files_named(item.file_name))
+                files, sought = [*files, *(file for file in named if file not in files)], False
+            while files:
+                aio.run(self.client.delete(files[0]))
+                files.pop(0)
+        except (ServiceError, BudgetError, ContextError) as error:
+            self._trifles = False
+            _log.warning(
+                "files of batch %s may still be at the provider, and a later run removes them: %s",
+                *(item.batch_id or item.tag, error),
+            )
+        cleared = replace(item, files=tuple(files), sought=sought)
+        if cleared != item:
+            self.records.put(cleared)
+        return cleared
+
+    def _submit(self, requests: Mapping[str, Mapping[str, Any]], template: Submission) -> str:
         """Hand in one file. Before each step is written down what a later run needs where this one is killed in it."""
         data = b"".join(_line(custom_id, body) for custom_id, body in requests.items())
-        own = Submission(uuid.uuid4().hex, self.identity, run_id, Stage.INTENDED, self.clock.wall())
+        now = self.clock.wall()
+        own = replace(
+            template, tag=uuid.uuid4().hex, stage=Stage.INTENDED, at=now, since=now, requests=len(requests)
+        )
         self.records.intend(own, data)
         try:
-            file_id = aio.run(self.client.upload(f"featurekit-{own.tag}.jsonl", data))
+            file_id = aio.run(self.client.upload(own.file_name, data))
+        except ServiceError:
+            self.drop(replace(own, sought=True))  # there is no batch; the file may have come
+            raise
         except Exception:
-            self._forget(own.tag)  # there is no batch
+            self.drop(own)
             raise
         own = replace(own, stage=Stage.CREATING, file_id=file_id, at=self.clock.wall())
         self.records.put(own)
         try:
             state = aio.run(self.client.create(file_id, own.tag, own.at))
         except (BudgetError, ContextError):
-            self._forget(own.tag)  # refused: there is no batch
+            self.drop(replace(own, files=_file_ids(file_id)))  # refused: there is no batch
             raise
-        own = replace(own, stage=Stage.SUBMITTED, batch_id=state.batch_id, at=self.clock.wall())
-        self.records.put(own)
-        self.pending.update(dict.fromkeys(requests, own))
+        self.records.put(replace(own, stage=Stage.SUBMITTED, batch_id=state.batch_id, at=self.clock.wall()))
         self.says[own.tag] = str(state)
-
-    def _requests_of(self, tag: str) -> dict[str, Any]:
-        if tag not in self._requests:
-            self._requests[tag] = self.records.requests(tag)
-        return self._requests[tag]
-
-    def _forget(self, tag: str) -> None:
-        self.records.forget(tag)
-        self._requests.pop(tag, None)
+        return own.tag
 
 
 def parts_of(
@@ -245,3 +295,7 @@ def parts_of(
 def _line(custom_id: str, body: Mapping[str, Any]) -> bytes:
     line = {"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}
     return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+
+
+def _file_ids(*file_ids: str | None) -> tuple[str, ...]:
+    return tuple(file_id for file_id in file_ids if file_id is not None)

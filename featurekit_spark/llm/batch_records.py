@@ -1,8 +1,9 @@
 """What is known of batches that were handed in, in small files that outlive a run: `{folder}/{tag}.json` says how far
-one is, beside the requests it was made of and, once there are any, their answers.
+one is, and all that a later process needs to take it in, beside the requests it was made of and, once there are any,
+their answers.
 
 Each file is whole or not there, and is written before what it tells of goes on, so that a run that is killed leaves
-no batch that nobody knows of. Knows files; what a provider is, it does not.
+no batch that nobody knows of. Knows files; what a provider is, it does not. Keys of providers are not in them.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
@@ -19,13 +20,15 @@ from typing import Any, Final
 
 from featurekit_spark.cache.staged import filesystem_of
 from featurekit_spark.cache.whole import write_whole
-from featurekit_spark.errors import CacheError
+from featurekit_spark.deferred import Asker
+from featurekit_spark.errors import CacheError, LockedError
 from featurekit_spark.locks import file_lock, local_path
 
 __all__ = ["BatchRecords", "Stage", "Submission"]
 
 _log = logging.getLogger(__name__)
 _LOCK_S: Final = 1800.0  # another run may be handing in hundreds of megabytes
+_BLOCK: Final = 1 << 22
 
 
 class Stage(StrEnum):
@@ -35,12 +38,16 @@ class Stage(StrEnum):
     CREATING = "creating"  # the file is at the provider; there may be a batch
     SUBMITTED = "submitted"  # there is one
     ANSWERED = "answered"  # it ended, and what came of it is written down here
+    DONE = "done"  # the cache has what came of it, or there was no batch; files are left at the provider
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One file of requests. `tag`: its name here and at the provider; `identity`: of the model; `run_id`: the run that
-    made it; `at`: when it came to its stage, in seconds since 1970."""
+    """One file of requests. `tag`: its name here and at the provider; `identity`: of the model, and `model`, `base_url`
+    and the name of the key's variable apart; `run_id`: the run that made it; `at`: when it came to its stage, `since`:
+    when it was made, in seconds since 1970; `requests`: how many; `price`: of a million tokens (prompt, answer, cached)
+    when it was handed in; `askers`: the builders that may have asked. `files`: what the provider keeps of it and need
+    not any more; `sought`: it may have a file of this name that is not among them."""
 
     tag: str
     identity: str
@@ -49,6 +56,40 @@ class Submission:
     at: float
     file_id: str | None = None
     batch_id: str | None = None
+    model: str = ""
+    base_url: str = ""
+    key: str = ""
+    since: float = 0.0
+    requests: int = 0
+    price: tuple[str | None, ...] | None = None
+    askers: tuple[Asker, ...] = ()
+    files: tuple[str, ...] = ()
+    sought: bool = False
+
+    @property
+    def file_name(self) -> str:
+        """Of its requests, at the provider."""
+        return f"featurekit-{self.tag}.jsonl"
+
+    @property
+    def on_the_way(self) -> bool:
+        """Whether answers may still come of it."""
+        return self.stage in (Stage.CREATING, Stage.SUBMITTED)
+
+    @classmethod
+    def of(cls, tag: str, told: Mapping[str, Any]) -> Submission:
+        """From what its record tells."""
+        price = told.get("price")
+        return cls(
+            tag,
+            **{
+                **told,
+                "stage": Stage(told["stage"]),
+                "price": None if price is None else tuple(price),
+                "askers": tuple(Asker(**asker) for asker in told.get("askers", ())),
+                "files": tuple(told.get("files", ())),
+            },
+        )
 
 
 class BatchRecords:
@@ -77,25 +118,32 @@ class BatchRecords:
             finally:
                 self._held_by = None
 
-    def all(self, identity: str) -> list[Submission]:
-        """The submissions of one model, in order of their names. Leftovers of forgotten ones are removed."""
-        from pyarrow import fs
+    def claim(self, tag: str, held: ExitStack, run_id: str) -> bool:
+        """Keep what came of one submission from all others until `held` is closed, or this process ends; False where
+        another run has it."""
+        path = local_path(self.folder)
+        if path is not None:
+            try:
+                held.enter_context(file_lock(path / f".{tag}.lock", timeout_s=0.0, owner=f"run {run_id}"))
+            except LockedError:
+                return False
+        return True
 
-        found = self._storage.get_file_info(fs.FileSelector("", allow_not_found=True))
-        names = sorted(info.base_name for info in found if not info.base_name.startswith("."))
-        tags = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-        for name in names:
+    def all(self) -> list[Submission]:
+        """All submissions, whosever model answers them, in order of their names."""
+        known = [self.read(tag) for tag in self.tags()]
+        return [item for item in known if item is not None]
+
+    def sweep(self) -> None:
+        """Remove what forgotten ones left. Under `locked` only: what has no name yet may be about to get one."""
+        tags = set(self.tags())
+        for name in self._names():
             if name.endswith(".jsonl") and name.split(".")[0] not in tags:
                 self._remove(name)
-        known = [self._read(tag) for tag in sorted(tags)]
-        return [item for item in known if item is not None and item.identity == identity]
 
     def tags(self) -> list[str]:
         """Names of all submissions, whosever model answers them."""
-        from pyarrow import fs
-
-        found = self._storage.get_file_info(fs.FileSelector("", allow_not_found=True))
-        return sorted(info.base_name.removesuffix(".json") for info in found if info.extension == "json")
+        return sorted(name.removesuffix(".json") for name in self._names() if name.endswith(".json"))
 
     def intend(self, submission: Submission, requests: bytes) -> None:
         """Write down what is going to be handed in: lines of custom_id, method, url and body."""
@@ -107,12 +155,13 @@ class BatchRecords:
         told = {name: value for name, value in asdict(submission).items() if name != "tag"}
         self._write(f"{submission.tag}.json", json.dumps(told).encode())
 
-    def requests(self, tag: str) -> dict[str, dict[str, Any]]:
-        """The bodies of a submission's requests, by custom_id, in order."""
-        lines = map(json.loads, self._lines(f"{tag}.requests.jsonl"))
-        return {line["custom_id"]: line["body"] for line in lines}
+    def requests(self, tag: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """custom_id and body of a submission's requests, in order; one at a time."""
+        for text in self._lines(f"{tag}.requests.jsonl"):
+            line = json.loads(text)
+            yield line["custom_id"], line["body"]
 
-    def answered(self, submission: Submission, lines: Sequence[str], at: float) -> Submission:
+    def answered(self, submission: Submission, lines: Iterable[str], at: float) -> Submission:
         """Write down what came of it."""
         self.put_answers(submission.tag, lines)
         done = replace(submission, stage=Stage.ANSWERED, at=at)
@@ -123,35 +172,57 @@ class BatchRecords:
         self._write(f"{tag}.answers.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
     def answers(self, tag: str) -> list[str]:
-        return self._lines(f"{tag}.answers.jsonl")
+        """Lines of what came of it; none where nothing did, or another run has taken it in."""
+        try:
+            return list(self._lines(f"{tag}.answers.jsonl"))
+        except FileNotFoundError:
+            return []
+
+    def strip(self, tag: str) -> None:
+        """Remove a submission's texts: the cache has what came of them."""
+        for name in (f"{tag}.requests.jsonl", f"{tag}.answers.jsonl"):
+            self._remove(name)
 
     def forget(self, tag: str) -> None:
         """Remove a submission: its name first, so that what is left of it means nothing."""
-        for name in (f"{tag}.json", f"{tag}.requests.jsonl", f"{tag}.answers.jsonl"):
-            self._remove(name)
+        self._remove(f"{tag}.json")
+        self.strip(tag)
+        self._remove(f".{tag}.lock")
 
-    @cached_property
-    def _storage(self) -> Any:
-        return filesystem_of(self.folder)
-
-    def _read(self, tag: str) -> Submission | None:
+    def read(self, tag: str) -> Submission | None:
+        """One submission; None where there is none (any more). CacheError for a damaged record."""
         try:
-            told: Mapping[str, Any] = json.loads(b"".join(self._bytes(f"{tag}.json")))
-            return Submission(tag, **{**told, "stage": Stage(told["stage"])})
+            return Submission.of(tag, json.loads(b"".join(self._blocks(f"{tag}.json"))))
         except FileNotFoundError:  # another run has just taken it in
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(
                 f"{self.folder}/{tag}.json is damaged ({error}): it tells of a batch that was paid for. See what the "
                 "provider has under this name (metadata: featurekit), and remove the file once you have its answers."
             ) from error
 
-    def _lines(self, name: str) -> list[str]:
-        return b"".join(self._bytes(name)).decode().split("\n")[:-1]
+    @cached_property
+    def _storage(self) -> Any:
+        return filesystem_of(self.folder)
 
-    def _bytes(self, name: str) -> Iterator[bytes]:
-        with self._storage.open_input_file(name) as file:
-            yield file.read()
+    def _names(self) -> list[str]:
+        from pyarrow import fs
+
+        found = self._storage.get_file_info(fs.FileSelector("", allow_not_found=True))
+        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+    def _lines(self, name: str) -> Iterator[str]:
+        # Not by the file's own idea of lines: a text may hold separators that end none.
+        rest = b""
+        for block in self._blocks(name):
+            *whole, rest = (rest + block).split(b"\n")
+            for line in whole:
+                yield line.decode()
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        with self._storage.open_input_stream(name) as file:
+            while block := file.read(_BLOCK):
+                yield block
 
     def _write(self, name: str, data: bytes) -> None:
         self._guarded(name, lambda: write_whole(self.folder, name, data))

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from featurekit_spark.errors import BuildError, ContextError
+from featurekit_spark.fingerprint import digest
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.paid.limits import LocalLimiter
 from featurekit_spark.paid.openai_protocol import blames_request, judged, no_quota
@@ -22,7 +23,7 @@ from featurekit_spark.paid.retry import Breaker, Clock, FailureKind, RetryPolicy
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["BatchClient", "BatchState", "Line", "Progress"]
+__all__ = ["BatchClient", "BatchState", "Line", "Progress", "request_id"]
 
 T = TypeVar("T")
 _TAG: Final = "featurekit"
@@ -50,8 +51,8 @@ class Progress(Enum):
 
 @dataclass(frozen=True)
 class BatchState:
-    """What the provider says of a batch. `files`: with answers and with errors. `faults`: (line number or None, code,
-    message) of a batch that was refused as a whole."""
+    """What the provider says of a batch. `files`: with answers and with errors; `asked`: with its requests. `faults`:
+    (line number or None, code, message) of a batch that was refused as a whole."""
 
     batch_id: str
     progress: Progress
@@ -60,13 +61,25 @@ class BatchState:
     total: int = 0
     expires: datetime | None = None
     files: tuple[str, ...] = ()
+    asked: str | None = None
     faults: tuple[tuple[int | None, str, str], ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def how_far(self) -> str:
+        """For people."""
         until = "" if self.expires is None else f", until {self.expires:%Y-%m-%d %H:%M} UTC at the latest"
-        return (
-            f"{self.batch_id} ({self.progress.value}, {self.done + self.failed} of {self.total} done{until})"
-        )
+        return f"{self.progress.value}, {self.done + self.failed} of {self.total} done{until}"
+
+    def __str__(self) -> str:
+        return f"{self.batch_id} ({self.how_far})"
+
+
+def request_id(identity: str, request: Mapping[str, Any]) -> str:
+    """The name of a request's line: of all that is asked, and of whom. ValueError or TypeError for one that cannot be
+    sent, half of a surrogate pair say."""
+    text = json.dumps(request, sort_keys=True)
+    json.dumps(request, ensure_ascii=False).encode()
+    return digest("batch request", identity, text)
 
 
 @dataclass(frozen=True)
@@ -104,9 +117,15 @@ class BatchClient:
         self._breaker = Breaker()
 
     async def upload(self, name: str, requests: bytes) -> str:
-        """Hand over a file of requests, which costs nothing; its id."""
+        """Hand over a file of requests, which costs nothing; its id. Where an attempt's answer was lost, another looks
+        first whether the file is there."""
+        attempts = 0
 
         async def attempt() -> str:
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1 and (found := await self._named(name)):
+                return found[0]
             answer = await self._client.files.create(file=(name, requests), purpose="batch")
             return answer.id
 
@@ -140,13 +159,40 @@ class BatchClient:
 
         return await self._called(f"GET /batches/{batch_id}", attempt)
 
+    async def files_named(self, name: str) -> list[str]:
+        """The files of requests that were handed over under this name."""
+        return await self._called("GET /files", lambda: self._named(name))
+
+    async def cancel(self, batch_id: str) -> BatchState:
+        """Ask for the end of a batch; what is answered by then is answered, and paid for."""
+
+        async def attempt() -> BatchState:
+            return _state(await self._client.batches.cancel(batch_id))
+
+        return await self._called(f"POST /batches/{batch_id}/cancel", attempt)
+
+    async def delete(self, file_id: str) -> None:
+        """Remove a file. One that is gone is removed; a provider that removes none keeps it by rules of its own."""
+
+        async def attempt() -> None:
+            import openai
+
+            try:
+                await self._client.files.delete(file_id)
+            except openai.APIStatusError as error:
+                if error.status_code not in _NO_BATCHES:
+                    raise
+
+        await self._called(f"DELETE /files/{file_id}", attempt, self._of_trifles)
+
     async def lines(self, state: BatchState, custom_ids: Sequence[str]) -> list[Line]:
         """One line for each request of a batch that ended, in the order in which they were handed in."""
         found: dict[str, Line] = {}
         for file_id in state.files:
             for line in _lines(await self._content(file_id)):
-                # An answer is worth more than an error, wherever both are told.
-                if line.body is not None or line.custom_id not in found:
+                # An answer is worth more than an error, wherever both are told; of two the first counts.
+                known = found.get(line.custom_id)
+                if known is None or (known.body is None and line.body is not None):
                     found[line.custom_id] = line
         return [found.get(own) or _unanswered(own, at, state) for at, own in enumerate(custom_ids, start=1)]
 
@@ -166,6 +212,14 @@ class BatchClient:
             if tag in tags:
                 found[tag] = _state(batch)
         return found
+
+    async def _named(self, name: str) -> list[str]:
+        return [file.id async for file in self._client.files.list(purpose="batch") if file.filename == name]
+
+    @property
+    def _of_trifles(self) -> RetryPolicy:
+        """A later run does what fails."""
+        return replace(self._of_questions, attempts=min(self.policy.attempts, 2))
 
     @property
     def _of_questions(self) -> RetryPolicy:
@@ -217,6 +271,7 @@ def _state(batch: Any) -> BatchState:
         total=counts.total if counts else 0,
         expires=datetime.fromtimestamp(batch.expires_at, UTC) if batch.expires_at else None,
         files=tuple(file for file in (batch.output_file_id, batch.error_file_id) if file),
+        asked=batch.input_file_id or None,
         faults=tuple((error.line, error.code or "", error.message or "") for error in errors),
     )
 

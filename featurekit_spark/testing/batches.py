@@ -24,9 +24,9 @@ Answer = Callable[[dict[str, Any]], tuple[int, Any]]
 class BatchDepartment:
     """`polls`: how many questions find a batch unfinished. `fails`: by user message, the (status, error code) that its
     line ends in. `expires`: user messages that the batch has no time for. `refuses`: an error code with which each
-    batch is refused as a whole. `before` and `after` are called with `POST /files` and the like, and may raise
-    ConnectionError, which loses the connection: nothing was done yet, or all was. `available`: without it there is no
-    batch API."""
+    batch is refused as a whole. `written`: what becomes of the lines of a file of answers or errors. `before` and
+    `after` are called with `POST /files` and the like, and may raise ConnectionError, which loses the connection:
+    nothing was done yet, or all was. `available`: without it there is no batch API."""
 
     polls: int = 1
     fails: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -36,9 +36,12 @@ class BatchDepartment:
     before: Callable[[str], None] = lambda call: None
     after: Callable[[str], None] = lambda call: None
     files: dict[str, bytes] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    written: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = lambda lines: lines
     calls: list[str] = field(default_factory=list)
+    _made: int = 0
     _asked: dict[str, int] = field(default_factory=dict)
     _lock: Any = field(default_factory=threading.RLock)
 
@@ -64,7 +67,13 @@ class BatchDepartment:
     ) -> tuple[int, Any]:
         match verb, path:
             case "POST", ["files"]:
-                return 200, self._keep(_uploaded(body, content_type), "batch")
+                return 200, self._keep(*_uploaded(body, content_type), "batch")
+            case "GET", ["files"]:
+                kept = [self._told(file_id) for file_id in reversed(self.names)]
+                return 200, {"object": "list", "data": kept, "has_more": False}
+            case "DELETE", ["files", file_id] if file_id in self.files:
+                del self.files[file_id], self.names[file_id]
+                return 200, {"id": file_id, "object": "file", "deleted": True}
             case "GET", ["files", file_id, "content"] if file_id in self.files:
                 return 200, self.files[file_id]
             case "POST", ["batches"]:
@@ -72,16 +81,32 @@ class BatchDepartment:
             case "GET", ["batches"]:
                 newest = list(reversed(self.batches.values()))
                 return 200, {"object": "list", "data": newest, "has_more": False}
+            case "POST", ["batches", batch_id, "cancel"] if batch_id in self.batches:
+                return 200, self._cancel(self.batches[batch_id])
             case "GET", ["batches", batch_id] if batch_id in self.batches:
                 return 200, self._advance(self.batches[batch_id], answer)
             case _:
                 return 404, _error("not_found", "no such object")
 
-    def _keep(self, content: bytes, purpose: str) -> dict[str, Any]:
-        file_id = f"file-{len(self.files) + 1}"
-        self.files[file_id] = content
-        told = {"id": file_id, "object": "file", "bytes": len(content), "created_at": int(time.time())}
-        return {**told, "filename": f"{file_id}.jsonl", "purpose": purpose, "status": "processed"}
+    def _keep(self, content: bytes, name: str, purpose: str) -> dict[str, Any]:
+        self._made += 1
+        file_id = f"file-{self._made}"
+        self.files[file_id], self.names[file_id] = content, name
+        return {**self._told(file_id), "purpose": purpose}
+
+    def _told(self, file_id: str) -> dict[str, Any]:
+        told = {
+            "id": file_id,
+            "object": "file",
+            "bytes": len(self.files[file_id]),
+            "created_at": int(time.time()),
+        }
+        return {**told, "filename": self.names[file_id], "purpose": "batch", "status": "processed"}
+
+    def _cancel(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if batch["status"] not in _ENDED:
+            batch["status"] = "cancelled"
+        return batch
 
     def _create(self, asked: dict[str, Any]) -> dict[str, Any]:
         requests = self._requests(asked["input_file_id"])
@@ -122,7 +147,8 @@ class BatchDepartment:
             self._answer(line, answer, good, bad)
         for name, lines in (("output_file_id", good), ("error_file_id", bad)):
             if lines:
-                batch[name] = self._keep(_jsonl(lines), "batch_output")["id"]
+                content = _jsonl(self.written(lines))
+                batch[name] = self._keep(content, f"{batch['id']}_{name}.jsonl", "batch_output")["id"]
         batch["status"] = "expired" if self.expires & set(map(_prompt, requests)) else "completed"
         counts = {"total": len(requests), "completed": len(good), "failed": len(bad)}
         batch["request_counts"] = counts
@@ -157,10 +183,10 @@ def _error(code: str, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "t", "code": code}}
 
 
-def _uploaded(body: bytes, content_type: str) -> bytes:
-    """The file in a form."""
+def _uploaded(body: bytes, content_type: str) -> tuple[bytes, str]:
+    """The file in a form, and its name."""
     form = BytesParser().parsebytes(b"content-type: " + content_type.encode() + b"\r\n\r\n" + body)
     for part in form.walk():
-        if part.get_filename() is not None:
-            return bytes(part.get_payload(decode=True))
+        if (name := part.get_filename()) is not None:
+            return bytes(part.get_payload(decode=True)), name
     raise ValueError("the form has no file")

@@ -94,6 +94,9 @@ def chat_server(answer: Callable[[str], str] | None = None, *, port: int = 0) ->
             if not self.by_batch("GET"):
                 self.reply(200, {}, {"requests": len(chat.requests)})
 
+        def do_DELETE(self) -> None:
+            self.by_batch("DELETE")
+
         def by_batch(self, verb: str) -> bool:
             """Answer a call of the batch API."""
             path = self.path.partition("?")[0].removeprefix("/v1/")

@@ -55,6 +55,7 @@ def test_a_plan_says_what_the_next_run_does(workplace: Workplace, plan: Plan) ->
         "empty": 0,
         "estimated": False,
         "calls": 0,
+        "pending": 0,
         "tokens": 0,
         "usd": 0.0,
         "seconds": 0,
