@@ -20,6 +20,7 @@ from featurekit_spark.builder import FeatureBuilder, KeySet, load_builder
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.cache.care import reading
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.config import read_file
@@ -31,6 +32,7 @@ from featurekit_spark.embed.openai import OpenAIEmbedder
 from featurekit_spark.embed.sentence_transformer import SentenceTransformerEmbedder
 from featurekit_spark.errors import ConfigError, LockedError, UsageError
 from featurekit_spark.fingerprint import digest
+from featurekit_spark.graph import Graph
 from featurekit_spark.job import Progress
 from featurekit_spark.llm.base import ChatModel
 from featurekit_spark.llm.batch import OpenAIBatch
@@ -100,7 +102,9 @@ class Bootstrap:
     def cache(self) -> FeatureCache:
         settings = self.settings
         own: FeatureCache = (
-            MemoryCache() if settings.cache.kind == "memory" else DeltaCache(settings.cache_path)
+            MemoryCache()
+            if settings.cache.kind == "memory"
+            else DeltaCache(settings.cache_path, storage_options=settings.cache.storage_options)
         )
         return (
             own if settings.cache.base is None else OverlayCache(self._base_cache(settings.cache.base), own)
@@ -116,6 +120,7 @@ class Bootstrap:
             embedder=self.get_embedder(),
             matrices=self.get_matrices(),
             clock=self.get_clock(),
+            vector_index=self._searched_index,
         )
 
     @cached_property
@@ -195,7 +200,8 @@ class Bootstrap:
             "price": self.get_price(llm),
             "answer_tokens": llm.answer_tokens,
         }
-        folder = f"{self.settings.cache_path.rstrip('/')}/batches"
+        cache = self.settings.cache
+        folder = Folder(f"{self.settings.cache_path.rstrip('/')}/batches", cache.storage_options)
         if llm.mode == "online":
             here = self.settings.cache.kind == "memory"
             return OpenAIChat(**given) if here else ChatBesideBatches(folder, pending=llm.pending, **given)
@@ -423,6 +429,12 @@ class Bootstrap:
             case _:
                 assert_never(index.kind)
 
+    @cached_property
+    def _searched_index(self) -> StoredIndex | None:
+        """The index at `vector_index`, where a logic builder searches it."""
+        wanted = any("vector_index" in builder.needs for builder in Graph(self.get_logic_builders()))
+        return self.get_vector_index() if wanted else None
+
     def get_quality(self) -> Mapping[str, int]:
         """What the catalog's reader counted: rows, dropped duplicates, missing titles.
 
@@ -472,7 +484,7 @@ class Bootstrap:
             raise ConfigError(
                 f"{where} is where this cache is written (cache.path): give another path to one."
             )
-        base = DeltaCache(path)
+        base = DeltaCache(path, storage_options=self.settings.cache.storage_options)
         if not base.exists():
             raise ConfigError(f"{where} holds no cache: check the path, or leave cache.base out.")
         return base
@@ -483,6 +495,9 @@ class Bootstrap:
         for client in clients:
             if isinstance(client, OpenAIChat | OpenAIBatch | OpenAIEmbedder):
                 aio.run(client.aclose())
+        searched = self.__dict__.get("_searched_index")
+        if searched is not None:
+            searched.close()
         leases = self.__dict__.get("leases")
         if leases is not None:
             aio.run(leases.aclose())

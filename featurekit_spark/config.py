@@ -218,6 +218,8 @@ def _problem(error: ErrorDetails, origins: Mapping[tuple[str, ...], str]) -> str
             return f"{where}{error['msg'].rstrip('.')}."
         case "union_tag_invalid" | "union_tag_not_found":
             return f"{where}should have kind: delta or kind: redis; found {_found(error['input'])}."
+    if loc[:2] == ["cache", "storage_options"]:  # it may be a secret, which is not repeated
+        return f"{where}should be text: put quotes around it, or write ${{env:NAME}} for a variable."
     if loc[-1] == "api_key_env":
         # What stands here by mistake is likely the key itself, so it is not repeated.
         return f"{where}should be the name of an environment variable that holds the API key, not the key."

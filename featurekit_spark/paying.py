@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -87,7 +86,6 @@ def journaled(
     bounds = {bound.name: bound for builder, bound in job.bindings.items() if builder.paid}
     take_in(
         job.cache,
-        now=datetime.now(UTC),
         observer=observer,
         models=models_of(job.bindings),
         left=None if job.double is None else partial(job.double.take_left, bounds),

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from featurekit_spark.cache.storage import check_options
 from featurekit_spark.errors import ConfigError, known_names
 from featurekit_spark.masks import mask_password
 
@@ -122,11 +123,23 @@ class _Section(BaseModel):
 
 
 class CacheSettings(_Section):
-    """`path` null means `{warehouse}/cache`; ask `Settings.cache_path`. `base` is read through and never written."""
+    """`path` null means `{warehouse}/cache`; ask `Settings.cache_path`. `base` is read through and never written.
+
+    `storage_options` open both where they are in an object store. A secret among them is a reference, `${env:NAME}`.
+    """
 
     kind: Literal["delta", "memory"] = "delta"
     path: Text | None = None
     base: Text | None = None
+    storage_options: dict[Text, Text] = Field(default_factory=dict)
+
+    @field_validator("storage_options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str]) -> dict[str, str]:
+        problem = check_options(options)
+        if problem is not None:
+            raise PydanticCustomError("needs", "{problem}", {"problem": problem})
+        return options
 
 
 class ProductDBSettings(_Section):

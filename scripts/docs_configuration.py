@@ -31,6 +31,10 @@ MEANINGS = {
     "cache.kind": "`delta` keeps entries in tables; `memory` forgets them with the process.",
     "cache.path": "Where the cache's tables are; null is `{warehouse}/cache`.",
     "cache.base": "Another cache, read through and never written: a development run pays for nothing that it has.",
+    "cache.storage_options": "What opens `cache.path` and `cache.base` in an object store, as `deltalake` takes it: "
+    "`{AWS_REGION: eu-central-1, AWS_ENDPOINT_URL: https://store}`. A secret is a reference, "
+    "`AWS_SECRET_ACCESS_KEY: ${env:LAKE_SECRET}`, to a variable of the driver and of each worker. What is left out is "
+    "taken from the storage's own variables.",
     "product_db.kind": "`files`: one file per merchant and market. `delta`: one table, of one merchant or of many.",
     "product_db.path": "The folder of `{merchant}_{market}.csv` or `.parquet`, or the table. A run needs it.",
     "product_db.title_attribute": "Id of the attribute that is the title.",
@@ -105,17 +109,17 @@ MEANINGS = {
     "llm.retention.answers": "The same of answers. Of what only a hash is left is asked again when it is needed again.",
     "llm.retention.after_days": "Days after which it does so; a prompt is as old as its newest entry.",
     "search.top_k": "Recommendations per product.",
-    "search.mode": "`broadcast` maps the matrix of embeddings into memory on every host, `partitioned` searches it part "
-    "by part with the same answers, `auto` chooses by its size; `ivf` looks at some inverted lists only.",
-    "search.memory_mb": "The largest matrix, in MB, that `auto` maps into memory.",
-    "search.lists": "Inverted lists of `ivf`; null is four times the root of the number of products.",
-    "search.nprobe": "Inverted lists that a query of `ivf` looks at.",
     "search.storage": "Type of an embedding matrix's numbers: `float16` is half as large, `int8` a quarter; answers are "
     "those of rounded vectors. See [search](design/search.md#smaller-types).",
     "search.copies": "Folder of the files that processes map into memory, on every host or shared by all; null is the "
     "user's own below the host's temporary folder.",
     "search.copies_mb": "When such a file is made, those that nobody has open go, used longest ago first, until the "
     "rest take so much.",
+    "search.mode": "`broadcast` maps the matrix of embeddings into memory on every host, `partitioned` searches it part "
+    "by part with the same answers, `auto` chooses by its size; `ivf` looks at some inverted lists only.",
+    "search.memory_mb": "The largest matrix, in MB, that `auto` maps into memory.",
+    "search.lists": "Inverted lists of `ivf`; null is four times the root of the number of products.",
+    "search.nprobe": "Inverted lists that a query of `ivf` looks at.",
     "vector_index.kind": "Where `featurekit vectors` exports to: `qdrant` or `lancedb` (extra `vector`). See "
     "[outside stores](design/search.md#outside-stores).",
     "vector_index.path": "A folder; of LanceDB also an address such as `s3://bucket/path`. One process at a time has a "

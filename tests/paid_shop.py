@@ -2,12 +2,14 @@
 `python -m tests.paid_shop CACHE LOG PROMPTS KILL_AT [ROOM]`.
 
 Every call leaves a line in LOG when it is made. At the call number KILL_AT the process kills itself; 0 is never. With
-ROOM no file may have more bytes, and the answer at a third of the prompts has as many.
+ROOM no file may have more bytes, and the answer at a third of the prompts has as many. The variable SHOP_OPTIONS may
+hold what opens CACHE, as JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -95,4 +97,8 @@ if __name__ == "__main__":
     cache, log, prompts, kill_at, *room = sys.argv[1:]
     for size in map(int, room):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    run(DeltaCache(cache), Counter(Path(log), int(prompts), int(kill_at), *map(int, room)))
+    options = json.loads(os.environ.get("SHOP_OPTIONS", "{}"))
+    run(
+        DeltaCache(cache, storage_options=options),
+        Counter(Path(log), int(prompts), int(kill_at), *map(int, room)),
+    )

@@ -1,7 +1,8 @@
 """An S3 server on loopback, in memory: what Delta tables need of it, for one pair of credentials.
 
-Path-style requests, signature version 4 checked over the headers, conditional puts, ranges, multipart uploads, lists
-of one page. Not checked: the payload's own hash, times, rights. No part of S3 beyond that is here.
+Path-style requests, signature version 4 checked over the headers, conditional puts, ranges, copies, multipart uploads,
+lists of one page. A test may say that its clock goes ahead, and what it refuses. Not checked: the payload's own hash,
+times, rights. No part of S3 beyond that is here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,13 +18,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.request import Request, urlopen
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 __all__ = ["Store", "s3_server"]
+
+_CONTROL = "/-/control"
 
 
 @dataclass
@@ -35,6 +40,17 @@ class Store:
     region: str = "eu-central-1"
     objects: dict[str, tuple[bytes, datetime]] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    ahead_s: float = 0.0
+    refused: str = ""
+
+    def tell(self, *, ahead_s: float = 0.0, refused: str = "") -> None:
+        """Its clock goes so far ahead of others, and denies requests (`PUT bucket/key`) like `refused`, a pattern."""
+        query = urlencode({"ahead_s": ahead_s, "refused": refused})
+        urlopen(Request(f"{self.url}{_CONTROL}?{query}", method="PUT")).close()
+
+    @property
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.ahead_s)
 
     @property
     def options(self) -> dict[str, str]:
@@ -76,6 +92,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: object) -> None:
         """Nothing."""
 
+    def handle_expect_100(self) -> bool:
+        going_on = super().handle_expect_100()
+        self.wfile.flush()  # else the client waits a second for it
+        return going_on
+
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
@@ -88,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._deny()
         if "list-type" in query:
             return self._list(query)
+        if self._is_refused():
+            return self._answer(403, _error("AccessDenied"))
         found = self.store.objects.get(self._key)
         if found is None:
             return self._answer(404, _error("NoSuchKey"))
@@ -106,14 +129,26 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body, query = self._begin()
+        if self._path == _CONTROL:
+            self.store.ahead_s, self.store.refused = float(query["ahead_s"]), query.get("refused", "")
+            return self._answer(200, b"")
         if not self._signed(query):
             return self._deny()
+        if self._is_refused():
+            return self._answer(403, _error("AccessDenied"))
+        source = self.headers.get("x-amz-copy-source")
+        if source is not None:
+            found = self.store.objects.get(unquote(source).lstrip("/"))
+            if found is None:
+                return self._answer(404, _error("NoSuchKey"))
+            self.store.objects[self._key] = (found[0], self.store.now)
+            return self._answer(200, _xml("CopyObjectResult", f"<ETag>{_etag(found[0])}</ETag>"))
         if "uploadId" in query:
             self.store.uploads[query["uploadId"]][int(query["partNumber"])] = body
         elif self.headers.get("If-None-Match") == "*" and self._key in self.store.objects:
             return self._answer(412, _error("PreconditionFailed"))
         else:
-            self.store.objects[self._key] = (body, datetime.now(UTC))
+            self.store.objects[self._key] = (body, self.store.now)
         return self._answer(200, b"", {"ETag": _etag(body)})
 
     def do_POST(self) -> None:
@@ -132,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, _xml("InitiateMultipartUploadResult", inside))
         parts = self.store.uploads.pop(query["uploadId"])
         data = b"".join(part for _, part in sorted(parts.items()))
-        self.store.objects[self._key] = (data, datetime.now(UTC))
+        self.store.objects[self._key] = (data, self.store.now)
         return self._answer(200, _xml("CompleteMultipartUploadResult", f"<ETag>{_etag(data)}</ETag>"))
 
     def do_DELETE(self) -> None:
@@ -179,6 +214,12 @@ class _Handler(BaseHTTPRequestHandler):
         facts = f"<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix><IsTruncated>false</IsTruncated>"
         facts += f"<KeyCount>{len(contents) + len(found)}</KeyCount>"
         self._answer(200, _xml("ListBucketResult", facts + "".join([*contents, *found])))
+
+    def _is_refused(self) -> bool:
+        return (
+            bool(self.store.refused)
+            and re.search(self.store.refused, f"{self.command} {self._key}") is not None
+        )
 
     def _signed(self, query: dict[str, str]) -> bool:
         """Whether the request was signed with the store's own credentials."""

@@ -41,11 +41,12 @@ from featurekit_spark.cache.current import (
     superseded,
     to_entries,
 )
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.cache.hashed import hashed_key, named
 from featurekit_spark.cache.journal import Journal
 from featurekit_spark.cache.marks import Marks
 from featurekit_spark.cache.staged import StagedFile, Staging
-from featurekit_spark.cache.storage import storage_of
+from featurekit_spark.cache.storage import resolved, storage_of, without_secrets
 from featurekit_spark.cache.typed import typed_rows
 from featurekit_spark.controller import BoundFeature
 from featurekit_spark.errors import CacheError
@@ -69,7 +70,8 @@ _MANY = 5_000
 
 
 class DeltaCache:
-    """`path`: a folder or object-store prefix that holds `entries`, `traces` and `runs`.
+    """`path`: a folder or object-store prefix that holds `entries`, `traces` and `runs`. `storage_options`: as
+    `deltalake` takes them; `${env:NAME}` in one is a variable of whichever process opens the storage.
 
     `cache(Builder).get(key=..., context=...)` is the short form for one feature's bare value. Raises CacheError
     where the tables are damaged or written by a newer library.
@@ -121,22 +123,20 @@ class DeltaCache:
                     self._write(name, rows)
 
     def staging(self, run_id: str) -> Staging | None:
-        if self.storage_options:  # what opens the storage here is not given to workers
-            return None
         with self._lock:
             table = self._open("entries")
             if table is None:
                 self.ensure("entries")
                 table = self._open("entries")
                 assert table is not None
-            return Staging(table.table_uri, run_id, self._stamp()).open()
+            return Staging(table.table_uri, run_id, self._stamp(), options=self.storage_options).open()
 
     @property
-    def journals(self) -> str | None:
-        return None if self.storage_options else f"{self.path}/journal"
+    def journals(self) -> Folder:
+        return Folder(f"{self.path}/journal", self.storage_options)
 
-    def journal(self, run_id: str, *, size: int | None) -> Journal | None:
-        return None if self.journals is None else Journal(self.journals, run_id, size)
+    def journal(self, run_id: str, *, size: int | None) -> Journal:
+        return Journal(self.journals, run_id, size)
 
     def append_staged(self, files: Sequence[StagedFile]) -> None:
         from deltalake.exceptions import DeltaError
@@ -404,7 +404,7 @@ class DeltaCache:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
-        path, options = self.table_path(name), self.storage_options or None
+        path, options = self.table_path(name), resolved(self.storage_options) or None
         try:
             if name in self._tables:
                 self._tables[name].update_incremental()
@@ -432,7 +432,8 @@ class DeltaCache:
             self._tables.pop(name, None)
             return None
         except (DeltaError, OSError) as error:
-            raise CacheError(f"the cache table {path} cannot be opened: {error}") from error
+            told = without_secrets(str(error), self.storage_options)
+            raise CacheError(f"the cache table {path} cannot be opened: {told}") from error
         found = table.metadata().configuration.get(_SCHEMA_KEY, "0")
         if int(found) > CACHE_SCHEMA_VERSION:
             raise CacheError(

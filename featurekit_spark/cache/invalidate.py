@@ -61,7 +61,7 @@ def invalidate(
     if dry_run:
         return {**_chosen(cache, builder, keys)[2].report, "dry_run": True, "reason": reason}
     with alone(cache, owner="invalidate", warehouse=warehouse):
-        take_in(cache, now=now, nobody_runs=True)  # else the next run would bring them back
+        take_in(cache, nobody_runs=True)  # else the next run would bring them back
         entries, traces, doomed = _chosen(cache, builder, keys)
         report = {**doomed.report, "dry_run": False, "reason": reason}
         if doomed.entries.any():

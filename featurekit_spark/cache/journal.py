@@ -7,14 +7,12 @@ rows and files; what an answer is, and how it was got, it does not.
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 import pyarrow as pa
@@ -22,16 +20,14 @@ import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache, fitted
 from featurekit_spark.cache.current import newest_rows, to_entries
-from featurekit_spark.cache.staged import filesystem_of
-from featurekit_spark.cache.whole import write_whole
-from featurekit_spark.errors import CacheError, LockedError
+from featurekit_spark.cache.folder import Folder
+from featurekit_spark.cache.liveness import alive, claimed, runs_among
+from featurekit_spark.errors import CacheError, ConfigError
 from featurekit_spark.fingerprint import digest
-from featurekit_spark.locks import file_lock, local_path
 
 __all__ = ["Journal", "JournalingCache", "MicroBatch", "MicroBatches", "Observer", "take_in"]
 
 _log = logging.getLogger(__name__)
-_ABANDONED: Final = 24 * 3600.0  # seconds after which a run whose lock cannot be asked for is taken for dead
 _BEGUN: Final = "begun"
 _OBSERVED: Final = "observed"  # no extension, so that nobody reads it for answers
 _SCHEMA: Final = pa.schema([field for field in ENTRY_SCHEMA if field.name != "recorded"])
@@ -51,7 +47,7 @@ class MicroBatches:
     """A run's micro-batches; each file is read when it is its turn. `failed`: calls without an answer, which are in no
     file. They come first: whoever has no time for all of it has seen them."""
 
-    folder: str
+    folder: Folder
     run_id: str
     files: tuple[tuple[str, datetime], ...]
     failed: tuple[MicroBatch, ...] = ()
@@ -61,11 +57,9 @@ class MicroBatches:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         yield from self.failed
-        storage = filesystem_of(self.folder)
         for path, written in self.files:
             with suppress(OSError, pa.ArrowException):  # damaged, or gone meanwhile
-                with storage.open_input_file(path) as file:
-                    rows = pa.ipc.open_file(file).read_all()
+                rows = pa.ipc.open_file(self.folder.read(path)).read_all()
                 yield MicroBatch(self.run_id, written, rows)
 
 
@@ -83,7 +77,7 @@ class JournalingCache(Protocol):
         none where workers could not reach it."""
 
     @property
-    def journals(self) -> str | None:
+    def journals(self) -> Folder | None:
         """The folder of all runs' journals."""
 
 
@@ -95,7 +89,7 @@ class Journal:
     twice as many are lost with a process.
     """
 
-    folder: str
+    folder: Folder
     run_id: str
     size: int | None = None
     _found: dict[tuple[str, str], Entry] | None = field(default=None, repr=False)
@@ -108,15 +102,15 @@ class Journal:
     def opened(self) -> Iterator[Journal]:
         """For the length of a run. What an error or a crash leaves stays for the next run; otherwise the files go, as
         the cache has what is in them."""
-        with _alive(self.folder, self.run_id):
+        with alive(self.folder, self.run_id):
             yield self
             self.forget()
 
     @property
     def place(self) -> str:
         """What runs have in common whose journals are in one folder."""
-        local = local_path(self.folder)
-        return digest("journals", self.folder if local is None else str(local.resolve()))
+        local = self.folder.local
+        return digest("journals", self.folder.uri if local is None else str(local.resolve()))
 
     def begin(self) -> None:
         """Before the first call: a CacheError where the folder cannot be written to. Its file tells workers that they
@@ -127,26 +121,35 @@ class Journal:
 
     def seen(self) -> bool:
         """Whether what the driver began was ever to be seen from this process."""
-        self._seen = self._seen or self._is_open()
+        if not self._seen:
+            try:
+                self._seen = self._is_open()
+            except (OSError, pa.ArrowException, ConfigError) as error:
+                _log.warning(
+                    "the journal %s cannot be reached from this worker, whose answers are durable when the stage ends: "
+                    "%s",
+                    self.folder,
+                    self.folder.told(error),
+                )
         return self._seen
 
     def close(self) -> None:
         """Nothing can be added any more: by workers that outlive their driver, say, once another run takes it in."""
-        with suppress(OSError):
-            filesystem_of(self.folder).delete_file(f"{self.run_id}/{_BEGUN}.arrow")
+        self.folder.remove(f"{self.run_id}/{_BEGUN}.arrow")
 
     def _is_open(self) -> bool:
-        try:
-            found = filesystem_of(self.folder).get_file_info(f"{self.run_id}/{_BEGUN}.arrow")
-        except (OSError, pa.ArrowException):
-            return False
-        return bool(found.is_file)
+        return bool(self.folder.info(f"{self.run_id}/{_BEGUN}.arrow").is_file)
 
     def find(self, builder: str, wanted: Mapping[str, str]) -> dict[str, Entry]:
         """Answers by key, for key -> entry_id."""
         with self._lock:
             if self._found is None:
-                rows = _rows_of(self.folder, self.run_id)
+                rows, unread = _rows_of(self.folder, self.run_id)
+                if unread:
+                    raise CacheError(
+                        f"answers in the journal {self.folder}/{self.run_id} cannot be read: {unread[0]}. Nobody is "
+                        "asked again for what may be in it; see that the storage can be read, and run again."
+                    )
                 self._found = {(entry.builder, entry.entry_id): entry for entry in to_entries(rows)}
         found = ((key, self._found.get((builder, identity))) for key, identity in wanted.items())
         return {key: entry for key, entry in found if entry is not None}
@@ -156,21 +159,29 @@ class Journal:
         are not, and where the journal is closed."""
         if not self._travelled:
             self.begin()
-        elif not self._is_open():
-            raise CacheError(
-                f"the journal {self.folder}/{self.run_id} is closed: another run has taken in what was in it, or its "
-                "folder is gone. No further calls are made for this run."
-            )
+        self._check_open(len(entries))
         self._write(uuid.uuid4().hex, entries.select(_SCHEMA.names).cast(_SCHEMA))
+        # Whoever takes the journal in closes it before it looks what is there: open still, it will be seen.
+        self._check_open(len(entries))
+
+    def _check_open(self, answers: int) -> None:
+        if self.folder.local is not None and not self._travelled:
+            return  # this process holds the run's lock
+        try:
+            if self._is_open():
+                return
+        except (OSError, pa.ArrowException) as error:
+            raise self._unkept(self.run_id, answers, error) from error
+        raise CacheError(
+            f"the journal {self.folder}/{self.run_id} is closed: another run has taken in what was in it, or its "
+            "folder is gone. No further calls are made for this run."
+        )
 
     def micro_batches(self, failed: tuple[MicroBatch, ...] = ()) -> MicroBatches:
         """What the run has made durable so far."""
-        from pyarrow import fs
-
-        found = filesystem_of(self.folder).get_file_info(fs.FileSelector(self.run_id, allow_not_found=True))
         files = [
             (info.path, info.mtime or datetime.now(UTC))
-            for info in found
+            for info in self.folder.infos(self.run_id)
             if info.extension == "arrow" and info.base_name != f"{_BEGUN}.arrow" and info.base_name[0] != "."
         ]
         files.sort(key=lambda file: (file[1], file[0]))
@@ -180,29 +191,33 @@ class Journal:
         self, observer: Observer, models: Mapping[str, str], failed: tuple[MicroBatch, ...] = ()
     ) -> None:
         """Tell the observer, once for a journal: where the run failed, the next one finds it as it is."""
-        storage = filesystem_of(self.folder)
-        if storage.get_file_info(f"{self.run_id}/{_OBSERVED}").is_file:
+        if self.folder.info(f"{self.run_id}/{_OBSERVED}").is_file:
             return
         batches = self.micro_batches(failed)
         if len(batches):
             observer(batches, models)
             with suppress(OSError):  # then it is told twice
-                storage.open_output_stream(f"{self.run_id}/{_OBSERVED}").close()
+                self.folder.write(f"{self.run_id}/{_OBSERVED}", b"told")
 
     def forget(self) -> None:
         """Remove the run's files: the cache has what is in them."""
-        with suppress(FileNotFoundError):
-            filesystem_of(self.folder).delete_dir(self.run_id)
+        self.folder.remove_all(self.run_id)
 
     def _write(self, name: str, rows: pa.Table) -> None:
         path = f"{self.run_id}/{name}.arrow"
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
         try:
-            _write_whole(self.folder, path, rows)
+            self.folder.write(path, sink.getvalue())
         except (OSError, pa.ArrowException) as error:
-            raise CacheError(
-                f"{len(rows)} paid answers could not be kept in the journal {self.folder}/{path}: {error}. No further "
-                "calls are made; make room or make the folder writable, and run again."
-            ) from error
+            raise self._unkept(path, len(rows), error) from error
+
+    def _unkept(self, path: str, answers: int, error: Exception) -> CacheError:
+        return CacheError(
+            f"{answers} paid answers could not be kept in the journal {self.folder}/{path}: {self.folder.told(error)}. "
+            "No further calls are made; make room or make the folder writable, and run again."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "run_id": self.run_id, "size": self.size}
@@ -214,7 +229,6 @@ class Journal:
 def take_in(
     cache: FeatureCache,
     *,
-    now: datetime,
     nobody_runs: bool = False,
     observer: Observer | None = None,
     models: Mapping[str, str] | None = None,
@@ -231,12 +245,14 @@ def take_in(
         return 0
     taken = 0
     for run_id in _runs_in(folder):
-        with _claimed(folder, run_id, now) as is_dead:
-            ended = is_dead or nobody_runs
+        with _reached(folder), claimed(folder, run_id) as is_dead:
             journal = Journal(folder, run_id)
+            ended = is_dead or nobody_runs
             if ended:
                 journal.close()
-            rows = _rows_of(folder, run_id)
+            rows, unread = _rows_of(folder, run_id)
+            for problem in unread:
+                _log.warning("the journal of run %s stays for a later one: %s", run_id, problem)
             for name in rows["builder"].unique().to_pylist():
                 own = newest_rows(rows.filter(pc.equal(rows["builder"], name)), "entry_id")
                 known = cache.by_id(name, own["entry_id"].to_pylist())
@@ -250,91 +266,56 @@ def take_in(
                 if any(new):
                     cache.append(own.filter(pa.array(new)).drop(["recorded"]))
                     taken += sum(new)
-            if ended:
+            if ended and not unread:
                 if observer is not None:
                     journal.show(observer, models or {})
                 journal.forget()
     return taken
 
 
-def _runs_in(folder: str) -> list[str]:
-    """Runs that left a journal, or a lock and no journal."""
+def _runs_in(folder: Folder) -> list[str]:
+    """Runs that left a journal, or what said that they go on and no journal."""
     from pyarrow import fs
 
-    found = filesystem_of(folder).get_file_info(fs.FileSelector("", allow_not_found=True))
+    with _reached(folder):
+        found = folder.infos()
     runs = {info.base_name for info in found if info.type is fs.FileType.Directory}
-    runs |= {info.base_name[1:-5] for info in found if re.fullmatch(r"\..+\.lock", info.base_name)}
-    return sorted(runs)
-
-
-def _write_whole(folder: str, name: str, rows: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    write_whole(folder, name, sink.getvalue())
-
-
-def _rows_of(folder: str, run_id: str) -> pa.Table:
-    """Everything in a run's journal (ENTRY_SCHEMA). A damaged file is passed over and put aside, with a warning."""
-    from pyarrow import fs
-
-    storage = filesystem_of(folder)
-    tables = [ENTRY_SCHEMA.empty_table()]
-    for info in storage.get_file_info(fs.FileSelector(run_id, allow_not_found=True)):
-        if info.extension == "arrow" and not info.base_name.startswith("."):
-            try:
-                with storage.open_input_file(info.path) as file:
-                    rows = fitted(pa.ipc.open_file(file).read_all(), _SCHEMA)
-            except FileNotFoundError:  # its run has ended meanwhile
-                continue
-            except (OSError, pa.ArrowException) as error:
-                aside = f"damaged.{run_id}.{info.base_name}"
-                _log.warning(
-                    "journal file %s/%s is damaged (%s); put aside as %s", folder, info.path, error, aside
-                )
-                with suppress(OSError):
-                    storage.move(info.path, aside)
-                continue
-            tables.append(rows.append_column("recorded", pa.array([0] * len(rows), pa.int64())))
-    return pa.concat_tables(tables)
-
-
-def _lock_of(folder: str, run_id: str) -> Path | None:
-    path = local_path(folder)
-    return None if path is None else path / f".{run_id}.lock"
+    return sorted(runs | runs_among(found))
 
 
 @contextmanager
-def _alive(folder: str, run_id: str) -> Iterator[None]:
-    """Hold what says that the run goes on, where processes can tell each other so."""
-    path = _lock_of(folder, run_id)
-    if path is None:
-        yield
-        return
-    with file_lock(path, timeout_s=0.0, owner=f"run {run_id}"):
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _claimed(folder: str, run_id: str, now: datetime) -> Iterator[bool]:
-    """Whether nobody writes the run's journal any more, and keep it so: its lock is free, or its newest file is old."""
-    path = _lock_of(folder, run_id)
-    if path is None:
-        yield _is_abandoned(folder, run_id, now)
-        return
+def _reached(folder: Folder) -> Iterator[None]:
     try:
-        with _alive(folder, run_id):
-            yield True
-    except LockedError:
-        yield False
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise CacheError(
+            f"{folder} cannot be looked through: {folder.told(error)}. It may hold answers that are paid for, so that "
+            "nobody is asked; see that the storage can be reached, and run again."
+        ) from error
 
 
-def _is_abandoned(folder: str, run_id: str, now: datetime) -> bool:
-    from pyarrow import fs
-
-    files = filesystem_of(folder).get_file_info(fs.FileSelector(run_id, allow_not_found=True))
-    newest = max((info.mtime for info in files if info.mtime is not None), default=None)
-    return newest is None or (now - newest.astimezone(UTC)).total_seconds() > _ABANDONED
+def _rows_of(folder: Folder, run_id: str) -> tuple[pa.Table, list[str]]:
+    """Everything in a run's journal (ENTRY_SCHEMA), and what could not be read. A damaged file is passed over and put
+    aside, with a warning."""
+    names = [
+        info.path
+        for info in folder.infos(run_id)
+        if info.extension == "arrow" and not info.base_name.startswith(".")
+    ]
+    tables, unread = [ENTRY_SCHEMA.empty_table()], []
+    for path, data in folder.read_all(names):
+        if isinstance(data, FileNotFoundError):  # its run has ended meanwhile
+            continue
+        if isinstance(data, OSError):
+            unread.append(f"{folder}/{path}: {folder.told(data)}")
+            continue
+        try:
+            rows = fitted(pa.ipc.open_file(data).read_all(), _SCHEMA)
+        except (OSError, pa.ArrowException) as error:
+            aside = f"damaged.{run_id}.{path.rpartition('/')[2]}"
+            _log.warning("journal file %s/%s is damaged (%s); put aside as %s", folder, path, error, aside)
+            with suppress(OSError):
+                folder.storage.move(path, aside)
+            continue
+        tables.append(rows.append_column("recorded", pa.array([0] * len(rows), pa.int64())))
+    return pa.concat_tables(tables), unread

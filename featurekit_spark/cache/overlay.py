@@ -22,6 +22,7 @@ from featurekit_spark.cache.current import (
     newest_rows,
     superseded,
 )
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.cache.journal import Journal, JournalingCache
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.cache.typed import typed_rows
@@ -100,7 +101,7 @@ class OverlayCache:
         self.own.append(entries, traces)
 
     @property
-    def journals(self) -> str | None:
+    def journals(self) -> Folder | None:
         return self.own.journals if isinstance(self.own, JournalingCache) else None
 
     def journal(self, run_id: str, *, size: int | None) -> Journal | None:

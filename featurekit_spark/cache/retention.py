@@ -101,7 +101,7 @@ def retain(
         chosen = _choose(cache, rule, now)
         return {**_counts(cache, chosen), "dry_run": True}
     with alone(cache, owner="cache retain", warehouse=warehouse):
-        take_in(cache, now=now, nobody_runs=True)
+        take_in(cache, nobody_runs=True)
         chosen = _choose(cache, rule, now)
         report = _counts(cache, chosen)
         if rule.prompts and report["prompts"]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurekit_spark.cache.base import ENTRY_SCHEMA
-from featurekit_spark.errors import CacheError
+from featurekit_spark.cache.folder import Folder
+from featurekit_spark.errors import CacheError, ConfigError
 
-__all__ = ["StagedFile", "StagedWriter", "Staging", "StagingCache", "filesystem_of", "stats_bound"]
+__all__ = ["StagedFile", "StagedWriter", "Staging", "StagingCache", "stats_bound"]
 
 _FILE_SCHEMA = pa.schema([field for field in ENTRY_SCHEMA if field.name != "builder"])  # the partition column
 _COUNTED = ("key", "config_hash", "entry_id", "ts", "recorded", "run_id")
@@ -64,34 +65,38 @@ class StagedFile:
 @dataclass(frozen=True)
 class Staging:
     """Travels to workers. `uri`: the entries table; `recorded`: the order of every row of the stage; `mark`: a file
-    whose presence tells a worker that it sees the driver's storage and not a folder of the same name."""
+    whose presence tells a worker that it sees the driver's storage and not a folder of the same name; `options`: what
+    opens the storage."""
 
     uri: str
     run_id: str
     recorded: int
     mark: str = field(default_factory=lambda: f"{_FOLDER}/{uuid.uuid4().hex}")
+    options: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+
+    @property
+    def folder(self) -> Folder:
+        """The table's."""
+        return Folder(self.uri, self.options)
 
     def open(self) -> Staging:
-        """Put the mark down; the driver's side."""
-        filesystem_of(self.uri).create_dir(_FOLDER, recursive=True)
-        self._write(self.mark, b"")
+        """Put the mark down; the driver's side. CacheError where it cannot be."""
+        self.folder.make(_FOLDER)
+        with _told(self.folder):
+            self._write(self.mark, b"here")
         return self
 
     def close(self) -> None:
         """Take the mark and the inputs away."""
-        from pyarrow import fs
-
-        storage = filesystem_of(self.uri)
-        for found in storage.get_file_info(fs.FileSelector(_FOLDER)):
+        for found in self.folder.infos(_FOLDER):
             if found.path.startswith(self.mark):
-                storage.delete_file(found.path)
+                self.folder.remove(found.path)
 
     def writer(self) -> StagedWriter | None:
         """For one task; None where the storage is another one here, or is none."""
         try:
-            storage = filesystem_of(self.uri)
-            return StagedWriter(self, storage) if storage.get_file_info(self.mark).is_file else None
-        except (OSError, pa.ArrowException):
+            return StagedWriter(self) if self.folder.info(self.mark).is_file else None
+        except (OSError, pa.ArrowException, ConfigError):
             return None
 
     def hand_over(self, data: bytes) -> str:
@@ -102,18 +107,16 @@ class Staging:
 
     def handed_over(self, name: str) -> bytes:
         """A chunk's inputs."""
-        with filesystem_of(self.uri).open_input_stream(name) as file:
-            return bytes(file.read())
+        return bytes(self.folder.read(name))
 
     def _write(self, name: str, data: bytes) -> None:
-        with filesystem_of(self.uri).open_output_stream(name) as file:
-            file.write(data)
+        self.folder.put(name, data)
 
     def read(self, file: StagedFile) -> pa.Table:
         """The file's rows (ENTRY_SCHEMA), committed or not."""
         import pyarrow.parquet as pq
 
-        rows = pq.read_table(file.path, filesystem=filesystem_of(self.uri), schema=_FILE_SCHEMA)
+        rows = pq.read_table(file.path, filesystem=self.folder.storage, schema=_FILE_SCHEMA)
         names = pa.array([file.builder] * len(rows), pa.string())
         return rows.add_column(0, ENTRY_SCHEMA.field("builder"), names).cast(ENTRY_SCHEMA)
 
@@ -122,8 +125,8 @@ class StagedWriter:
     """Writes one file per builder, a row group for each `add`. CacheError where storage takes no more; what was written
     is then no file."""
 
-    def __init__(self, staging: Staging, storage: Any) -> None:
-        self._staging, self._storage = staging, storage
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
         self._open: dict[str, _OpenFile] = {}
 
     def add(self, entries: pa.Table) -> None:
@@ -137,43 +140,44 @@ class StagedWriter:
                 else rows[f.name].cast(f.type)
                 for f in _FILE_SCHEMA
             ]
-            with self._told():
+            with _told(self._staging.folder):
                 if name not in self._open:
-                    self._open[name] = _OpenFile(name, self._storage)
+                    self._open[name] = _OpenFile(name, self._staging.folder)
                 self._open[name].write(pa.Table.from_arrays(columns, schema=_FILE_SCHEMA))
 
     def close(self) -> list[StagedFile]:
         """End the files and say what is in them."""
-        with self._told():
+        with _told(self._staging.folder):
             files = [file.close() for file in self._open.values()]
         self._open = {}
         return files
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, pa.ArrowException) as error:
-            raise CacheError(
-                f"new entries could not be written below {self._staging.uri}: {error}. Make room or make the folder "
-                "writable, and run again."
-            ) from error
+
+@contextmanager
+def _told(folder: Folder) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise CacheError(
+            f"new entries could not be written below {folder}: {folder.told(error)}. Make room or make the folder "
+            "writable, and run again."
+        ) from error
 
 
 class _OpenFile:
-    def __init__(self, builder: str, storage: Any) -> None:
+    def __init__(self, builder: str, folder: Folder) -> None:
         import pyarrow.parquet as pq
 
         # Where other writers put the builder's files, unless writers differ in how they spell it in a path.
-        folder = f"builder={builder}" if builder.isidentifier() and builder.isascii() else "staged"
-        storage.create_dir(folder, recursive=True)
-        self.builder, self.path = builder, f"{folder}/part-{uuid.uuid4().hex}.zstd.parquet"
-        self._storage, self._rows = storage, 0
+        part = f"builder={builder}" if builder.isidentifier() and builder.isascii() else "staged"
+        folder.make(part)
+        self.builder, self.path = builder, f"{part}/part-{uuid.uuid4().hex}.zstd.parquet"
+        self._folder, self._rows = folder, 0
         self._bounds: dict[str, list[Any]] = {}
         self._writer = pq.ParquetWriter(
             self.path,
             _FILE_SCHEMA,
-            filesystem=storage,
+            filesystem=folder.storage,
             compression="zstd",
             compression_level=1,
             use_dictionary=_SHORT,
@@ -189,7 +193,7 @@ class _OpenFile:
 
     def close(self) -> StagedFile:
         self._writer.close()
-        found = self._storage.get_file_info(self.path)
+        found = self._folder.info(self.path)
         bounds = {name: values for name, values in self._bounds.items() if values}
         stats = {
             "numRecords": self._rows,
@@ -216,13 +220,3 @@ def stats_bound(value: Any, *, highest: bool = False) -> Any:
     if hasattr(value, "isoformat"):
         return value.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return value
-
-
-def filesystem_of(uri: str) -> Any:
-    """pyarrow's own filesystem over a table's folder: the one of `deltalake` can abort at interpreter exit."""
-    from pyarrow import fs
-
-    if "://" not in uri or uri.startswith("file://"):
-        return fs.SubTreeFileSystem(uri.removeprefix("file://"), fs.LocalFileSystem())
-    filesystem, path = fs.FileSystem.from_uri(uri)
-    return fs.SubTreeFileSystem(path, filesystem)

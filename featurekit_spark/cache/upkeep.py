@@ -7,6 +7,7 @@ from typing import Any
 
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.files import data_files
+from featurekit_spark.cache.storage import resolved
 from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
 
@@ -98,6 +99,7 @@ def forget_log(cache_path: str, storage_options: dict[str, str] | None = None) -
     from deltalake import DeltaTable
 
     key, none = "delta.logRetentionDuration", "interval 0 days"
+    storage_options = resolved(storage_options or {})
     with table_lock(cache_path, owner="cache purge"):
         table = DeltaTable(cache_path, storage_options=storage_options or None)
         before = table.metadata().configuration.get(key, "interval 30 days")

@@ -57,7 +57,11 @@ class CacheOptions(OpenOptions):
                     "cache.kind is memory, which keeps nothing after a run: there is nothing there."
                 )
             place = Place(
-                DeltaCache(settings.cache_path), settings.warehouse, settings, self.merchant, self.market
+                DeltaCache(settings.cache_path, storage_options=settings.cache.storage_options),
+                settings.warehouse,
+                settings,
+                self.merchant,
+                self.market,
             )
             hint = f"cache.path is from {settings.origin('cache.path')}; give --path, --conf-file or --set"
         if not place.cache.exists():

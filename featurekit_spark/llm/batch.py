@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final
 
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.costs import Expected
 from featurekit_spark.deferred import Answers, Asker, Came, OnTheWay
 from featurekit_spark.errors import (
@@ -52,7 +53,7 @@ class OpenAIBatch:
     def __init__(
         self,
         chat: OpenAIChat,
-        folder: str,
+        folder: str | Folder,
         *,
         wait_s: float = 0.0,
         share: float = 0.5,

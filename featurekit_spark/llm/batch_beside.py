@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.deferred import Answers, OnTheWay
 from featurekit_spark.errors import AnswersPendingError
 from featurekit_spark.llm.base import Completion, Message
@@ -27,7 +28,9 @@ class ChatBesideBatches(OpenAIChat):
     """The model online, with the options of OpenAIChat. `folder`: where batches are written down, beside the cache.
     `pending`: whether prompts that they answer wait for them (AnswersPendingError), or are asked and paid for again."""
 
-    def __init__(self, folder: str, *, pending: Literal["wait", "pay"] = "wait", **options: Any) -> None:
+    def __init__(
+        self, folder: str | Folder, *, pending: Literal["wait", "pay"] = "wait", **options: Any
+    ) -> None:
         super().__init__(**options)
         self.folder, self.pending = folder, pending
         # As long as a run began with none there is nothing to look for.

@@ -18,11 +18,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
-from featurekit_spark.cache.staged import filesystem_of
-from featurekit_spark.cache.whole import write_whole
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.deferred import Asker
 from featurekit_spark.errors import CacheError, LockedError
-from featurekit_spark.locks import file_lock, local_path
+from featurekit_spark.locks import file_lock
 
 __all__ = ["BatchRecords", "Stage", "Submission"]
 
@@ -95,19 +94,19 @@ class Submission:
 class BatchRecords:
     """The submissions below a folder, those of all models and runs."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | Folder) -> None:
+        self.folder = Folder.of(folder)
         self._held_by: int | None = None
 
     @property
     def can_lock(self) -> bool:
         """Whether processes can tell each other here that they work on it."""
-        return local_path(self.folder) is not None
+        return self.folder.local is not None
 
     @contextmanager
     def locked(self, run_id: str) -> Iterator[None]:
         """Keep other processes and threads from handing in, and from taking in. Whoever holds it may ask again."""
-        path, me = local_path(self.folder), threading.get_ident()
+        path, me = self.folder.local, threading.get_ident()
         if path is None or self._held_by == me:
             yield
             return
@@ -121,7 +120,7 @@ class BatchRecords:
     def claim(self, tag: str, held: ExitStack, run_id: str) -> bool:
         """Keep what came of one submission from all others until `held` is closed, or this process ends; False where
         another run has it."""
-        path = local_path(self.folder)
+        path = self.folder.local
         if path is not None:
             try:
                 held.enter_context(file_lock(path / f".{tag}.lock", timeout_s=0.0, owner=f"run {run_id}"))
@@ -203,7 +202,7 @@ class BatchRecords:
 
     @cached_property
     def _storage(self) -> Any:
-        return filesystem_of(self.folder)
+        return self.folder.storage
 
     def _names(self) -> list[str]:
         from pyarrow import fs
@@ -225,7 +224,7 @@ class BatchRecords:
                 yield block
 
     def _write(self, name: str, data: bytes) -> None:
-        self._guarded(name, lambda: write_whole(self.folder, name, data))
+        self._guarded(name, lambda: self.folder.write(name, data))
 
     def _guarded(self, name: str, work: Callable[[], None]) -> None:
         try:

@@ -13,6 +13,7 @@ from typing import Any
 from featurekit_spark.cache.base import RunRecord
 from featurekit_spark.cache.care import alone
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.purge import Subject, apply_purge, mentioned, plan_purge
 from featurekit_spark.fingerprint import key_json
@@ -58,7 +59,7 @@ def purge(
     if dry_run:
         return {**_purge(cache, subjects, places, reason, now, texts, dry_run), "dry_run": True}
     with alone(cache, owner="cache purge", warehouse=places.warehouse):
-        take_in(cache, now=now, nobody_runs=True)  # what died before it was an entry is data all the same
+        take_in(cache, nobody_runs=True)  # what died before it was an entry is data all the same
         return {**_purge(cache, subjects, places, reason, now, texts, dry_run), "dry_run": False}
 
 
@@ -81,7 +82,9 @@ def _purge(
     report["sinks"] = {sink.name: _from_sink(sink, subjects, places, dry_run) for sink in places.sinks}
     report["run_documents"] = places.documents(subjects, dry_run)
     if cache.journals is not None:  # where workers and providers may leave answers
-        report["batches_on_their_way"] = len(BatchRecords(f"{cache.path}/batches").tags())
+        report["batches_on_their_way"] = len(
+            BatchRecords(Folder(f"{cache.path}/batches", cache.storage_options)).tags()
+        )
     if not dry_run:
         _publish_again(cache, report["sinks"], places, now)
     return report

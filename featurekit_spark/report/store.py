@@ -201,9 +201,9 @@ class _Remote:
     """Object stores make a whole object or none when a stream is closed, and have no locks."""
 
     def __init__(self, root: str) -> None:
-        from featurekit_spark.cache.staged import filesystem_of
+        from featurekit_spark.cache.storage import storage_of
 
-        self._fs = filesystem_of(root)
+        self._fs = storage_of(root, {})
 
     def write(self, name: str, text: str) -> None:
         self._fs.create_dir(name.rpartition("/")[0] or ".", recursive=True)

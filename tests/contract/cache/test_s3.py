@@ -20,6 +20,7 @@ from featurekit_spark.errors import CacheError
 from featurekit_spark.session import Session
 from featurekit_spark.testing.behaviour import NOON, CacheBehaviour, entry, pointer, rows
 from tests import shop
+from tests.contract.cache.test_staged import WrittenByWorkers
 from tests.s3 import Store, s3_server
 
 # One that pyarrow has no word for: then the storage is opened by deltalake.
@@ -36,6 +37,19 @@ def s3() -> Iterator[Store]:
 @pytest.fixture(params=[{}, UNKNOWN], ids=["pyarrow", "deltalake"])
 def cache(request: Any, s3: Store) -> DeltaCache:
     return DeltaCache("s3://lake/a b/cache", storage_options={**s3.options, **request.param})
+
+
+class TestOnS3ByWorkers(CacheBehaviour):
+    """The same, every entry by the way through a worker's file."""
+
+    test_many_keys_at_once: Any = None  # as on a disk, and long
+
+    @pytest.fixture(autouse=True)
+    def _server(self, s3: Store) -> None:
+        self.s3 = s3
+
+    def make_cache(self, folder: Path) -> FeatureCache:
+        return WrittenByWorkers(f"s3://lake/{folder.name}", storage_options=self.s3.options)
 
 
 class TestOnS3(CacheBehaviour):
@@ -76,8 +90,20 @@ def test_a_run_and_the_next_one(cache: DeltaCache) -> None:
     assert session.run(shop.Prompt.over(shop.ProductIds), merchant="abt", market="US").unchanged
 
 
-def test_workers_are_given_no_credentials(cache: DeltaCache) -> None:
-    assert cache.staging("run-1") is None
+def test_workers_stage_entries(cache: DeltaCache) -> None:
+    staging = cache.staging("run-1")
+    assert staging is not None
+    away = pickle.loads(pickle.dumps(staging))
+    writer = away.writer()
+    assert away.handed_over(staging.hand_over(b"inputs")) == b"inputs"
+    for start in (entry("a", "lamp"), entry("b", "sofa", builder="B"), entry("c", None)):
+        writer.add(rows(start))
+    files = writer.close()
+    staging.close()
+    assert away.writer() is None and len(cache.history("Title")) == 0
+    cache.append_staged(files)
+    assert sorted(cache.history("Title")["key"].to_pylist()) == ['["a"]', '["c"]']
+    assert sum(len(staging.read(file)) for file in files) == 3
 
 
 @pytest.mark.parametrize("more", [{}, UNKNOWN], ids=["pyarrow", "deltalake"])

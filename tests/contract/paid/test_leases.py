@@ -23,6 +23,7 @@ from featurekit_spark.builder import FeatureBuilder, KeySet, Metered, Source
 from featurekit_spark.cache.base import Entry
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.elsewhere import Elsewhere
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.double_payments import PaidTwice
 from featurekit_spark.errors import ConfigError, ServiceError
 from featurekit_spark.flight import Held, Leases, SingleFlight
@@ -289,7 +290,7 @@ def test_a_call_that_takes_longer_than_a_lease_keeps_it(leases: Any, tmp_path: P
 def test_patience_ends(tmp_path: Path, caplog: Any) -> None:
     """Whoever keeps a lease and answers nothing is not waited for for ever."""
     shared = LocalLeases()
-    elsewhere = Elsewhere(str(tmp_path / "journal"), DeltaCache(str(tmp_path / "c")))
+    elsewhere = Elsewhere(Folder(str(tmp_path / "journal")), DeltaCache(str(tmp_path / "c")))
     single = SingleFlight(shared, elsewhere, "here", "run", poll_s=0.05, patience_s=0.3)
 
     async def main() -> int:
@@ -312,7 +313,7 @@ def test_an_answer_that_has_expired_is_none(tmp_path: Path) -> None:
     cache = DeltaCache(str(tmp_path / "c"))
     rows = identity_of(cache, tmp_path)
     elsewhere, shared = (
-        Elsewhere(str(tmp_path / "other/journal"), DeltaCache(str(tmp_path / "other"))),
+        Elsewhere(Folder(str(tmp_path / "other/journal")), DeltaCache(str(tmp_path / "other"))),
         LocalLeases(),
     )
     known = rows['["prompt 1"]']["entry_id"]
@@ -342,7 +343,7 @@ def test_a_lease_that_ended_is_no_reason_to_ask_again(tmp_path: Path) -> None:
     rows = identity_of(cache, tmp_path)
     other = DeltaCache(str(tmp_path / "other"))
     shared = LocalLeases(0.2)
-    single = SingleFlight(shared, Elsewhere(f"{other.path}/journal", other), "here", "run")
+    single = SingleFlight(shared, Elsewhere(other.journals, other), "here", "run")
     known = rows['["prompt 1"]']["entry_id"]
 
     async def main() -> Held | Entry | None:

@@ -118,7 +118,7 @@ def test_calls_by_batch(tmp_path: Path) -> None:
     settings = load_settings(merchant="abt", market="US", environ={}, overrides=given)
     made = Bootstrap(settings, merchant="abt", market="US").get_llm()
     assert isinstance(made, OpenAIBatch)
-    assert (made.wait_s, made.folder, made.price) == (60.0, f"{tmp_path}/cache/batches", Price.of(1, 2))
+    assert (made.wait_s, str(made.folder), made.price) == (60.0, f"{tmp_path}/cache/batches", Price.of(1, 2))
     assert made.identity == chat().identity
     with pytest.raises(ConfigError, match="needs provider 'openai' when mode is 'batch'"):
         load_settings(merchant="abt", market="US", environ={}, overrides=["llm.mode=batch"])
