@@ -15,6 +15,7 @@ from featurekit_spark.errors import UsageError
 
 if TYPE_CHECKING:
     from featurekit_spark.report.cost import Spent
+    from featurekit_spark.report.on_the_way import OnTheWay
 
 __all__ = ["cost_command"]
 
@@ -41,11 +42,13 @@ def cost_command(
 
     Counted from the cache's entries and its records of runs: calls, attempts, tokens, usd and seconds. What nobody
     knows the price of is told as unknown. --merchant and --market choose settings, and with them the cache; all that
-    was paid for it is counted.
+    was paid for it is counted. Calls that were handed in as batches are told of, and counted once they came.
 
     Example: featurekit cost --by merchant,day --since 2026-01-01 --conf-file conf/dev.yaml
     """
+    from featurekit_spark.cache.rows import run_records
     from featurekit_spark.report.cost import checked_dimensions, paid_lots, summed
+    from featurekit_spark.report.on_the_way import batches_folder, on_the_way
 
     names = checked_dimensions([name.strip() for name in by.split(",")])
     if since is not None and until is not None and since > until:
@@ -54,6 +57,8 @@ def cost_command(
     lots = paid_lots(place.cache, since=since, until=until, merchants=_merchants(place))
     (total,) = summed(lots, ()) or summed([_nothing()], ())
     rows = summed(lots, names)
+    cache = place.cache
+    waiting = on_the_way(batches_folder(cache.path), run_records(cache), cache.storage_options)
     facts = {
         "status": "ok",
         "path": place.cache.path,
@@ -62,8 +67,9 @@ def cost_command(
         "until": until,
         "rows": [row.facts(names) for row in rows],
         "total": total.facts(()),
+        "on_the_way": [batch.facts() for batch in waiting],
     }
-    return Answer(facts, _text(rows, total, names))
+    return Answer(facts, [*_text(rows, total, names), *map(_handed_in, waiting)])
 
 
 def _merchants(place: Place) -> dict[str, str]:
@@ -117,6 +123,15 @@ def _text(rows: Sequence[Spent], total: Spent, by: Sequence[str]) -> Iterator[st
             f"{counted(total.removed, 'call')} among them only by records of runs: their entries were taken out, or "
             "the next run takes them in"
         )
+
+
+def _handed_in(waiting: OnTheWay) -> str:
+    whose = _UNKNOWN if waiting.group is None else " ".join(map(str, waiting.group))
+    came = f"; {waiting.answered} of them came, and a run takes them in" if waiting.answered else ""
+    return (
+        f"on the way for {whose}, not counted yet: {counted(waiting.calls, 'call')} of {waiting.model} in "
+        f"{counted(waiting.batches, 'batch', 'batches')}, since {waiting.since:%Y-%m-%d %H:%M} UTC{came}"
+    )
 
 
 def _names(row: Spent, by: Sequence[str]) -> Iterator[str]:
