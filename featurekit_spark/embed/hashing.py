@@ -20,6 +20,7 @@ __all__ = ["HashingEmbedder"]
 
 _FEATURES = 2**18
 _NONZEROS = 16
+_AT_ONCE = 2**13
 
 
 class HashingEmbedder:
@@ -54,7 +55,7 @@ class HashingEmbedder:
             return np.empty((0, self.dim), dtype=np.float32)
         grams = _vectorizer().transform(texts)
         grams.data = np.sqrt(grams.data)
-        projected = (grams @ _projection(self.dim, self.seed)).toarray()
+        projected = _projected(grams, self.dim, self.seed)
         norms = np.sqrt(np.square(projected, dtype=np.float64).sum(axis=1, keepdims=True))
         # Signs can cancel out in theory; such a text still gets a direction, and always the same.
         projected[norms[:, 0] == 0, 0] = 1
@@ -78,17 +79,33 @@ def _vectorizer() -> Any:
     )
 
 
-@lru_cache(maxsize=4)
-def _projection(dim: int, seed: int) -> Any:
-    """float32 CSR [_FEATURES, dim]: in each row one +1 or -1 in each of up to 16 blocks of columns."""
+def _projected(grams: Any, dim: int, seed: int) -> Any:
+    """float32 [rows, dim]. Of the projection only the rows that occur are made a matrix: as a whole it would be the
+    largest thing that a worker holds."""
     from scipy.sparse import csr_matrix
 
+    used, where = np.unique(grams.indices, return_inverse=True)
+    codes = _projection(dim, seed)[used]
+    signs = np.where(codes < 0, np.float32(-1), np.float32(1))
+    ends = np.arange(0, codes.size + 1, codes.shape[1], dtype=np.int32)
+    part = csr_matrix((signs.ravel(), np.abs(codes).ravel() - 1, ends), shape=(len(used), dim))
+    own = csr_matrix((grams.data, where.astype(np.int32), grams.indptr), shape=(grams.shape[0], len(used)))
+    return (own @ part).toarray()
+
+
+@lru_cache(maxsize=4)
+def _projection(dim: int, seed: int) -> Any:
+    """[_FEATURES, up to 16]: in each of so many blocks of columns one +1 or -1; its column, counted from 1, with the
+    sign."""
     blocks = min(_NONZEROS, dim)
     starts = np.arange(blocks + 1, dtype=np.uint64) * np.uint64(dim) // np.uint64(blocks)
     # The raw stream of a bit generator is fixed for good; numpy's distributions may change between versions.
-    bits = np.random.PCG64(seed).random_raw(_FEATURES * blocks).reshape(_FEATURES, blocks)
+    stream = np.random.PCG64(seed)
     width = starts[1:] - starts[:-1]
-    columns = starts[:-1] + ((bits >> np.uint64(32)) * width >> np.uint64(32))
-    signs = np.where(bits & np.uint64(1), np.float32(1), np.float32(-1))
-    ends = np.arange(0, _FEATURES * blocks + 1, blocks, dtype=np.int32)
-    return csr_matrix((signs.ravel(), columns.ravel().astype(np.int32), ends), shape=(_FEATURES, dim))
+    codes = np.empty((_FEATURES, blocks), dtype=np.int16 if dim < 2**15 else np.int32)
+    for start in range(0, _FEATURES, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        bits = stream.random_raw(codes[part].size).reshape(-1, blocks)
+        columns = starts[:-1] + ((bits >> np.uint64(32)) * width >> np.uint64(32)) + np.uint64(1)
+        codes[part] = np.where(bits & np.uint64(1), 1, -1) * columns.astype(np.int64)
+    return codes
