@@ -79,6 +79,10 @@ class OpenAIBatch:
     def __repr__(self) -> str:
         return f"OpenAIBatch({self.chat!r}, {self.folder!r}, wait_s={self.wait_s!r})"
 
+    def ready(self) -> None:
+        """As the model: told before anything is computed, where its key cannot be read."""
+        self.chat.ready()
+
     def __getstate__(self) -> dict[str, Any]:
         kept = ("chat", "folder", "wait_s", "price", "identity", "limits")
         return {name: self.__dict__[name] for name in kept}

@@ -19,6 +19,7 @@ from featurekit_spark.config import load_settings
 from featurekit_spark.doctor import Status, services
 from featurekit_spark.errors import BuildError, ConfigError, ContextError, FeaturekitError, ServiceError
 from featurekit_spark.llm import OpenAIChat
+from featurekit_spark.llm.batch import OpenAIBatch
 from featurekit_spark.paid import secrets
 from featurekit_spark.paid.secrets import KeyInScope, KeyInVariable, api_key
 from featurekit_spark.settings import EmbedderSettings, LLMSettings
@@ -149,6 +150,12 @@ def test_the_model_is_asked_with_it(shop: Workspace) -> None:
         assert asyncio.run(ask()) == "hello"
         assert server.keys == [f"Bearer {KEY}"]
     assert KEY not in repr(chat) and "shop/openai" in repr(chat) and KEY not in chat.identity
+
+
+def test_by_batch_it_is_read_before_anything_as_well(shop: Workspace, tmp_path: Path) -> None:
+    batch = OpenAIBatch(OpenAIChat("http://h/v1", "m", api_key_secret="shop/other"), str(tmp_path))
+    with pytest.raises(ContextError, match="Secret does not exist"):
+        batch.ready()
 
 
 def test_a_server_that_repeats_the_key_is_not_quoted(shop: Workspace) -> None:
