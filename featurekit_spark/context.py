@@ -58,3 +58,4 @@ class Context:
     embedder: Embedder = field(default_factory=HashingEmbedder)
     matrices: MatrixStore = field(default_factory=MatrixStore.temporary)
     clock: Callable[[], datetime] = utc_now
+    vector_index: Any = None

@@ -25,7 +25,10 @@ vectors_app = command_app("vectors", "Vectors in Qdrant or LanceDB: export them,
 
 _MATRIX = "ProductEmbeddingDB"
 Matrix = Annotated[
-    str, typer.Option("--builder", help="The builder of the matrix, among those of logic_builders.")
+    str,
+    typer.Option(
+        "--builder", help="The matrix's builder: one of logic_builders' graph, or package.module:Class."
+    ),
 ]
 
 
@@ -175,8 +178,11 @@ def show_command(options: GroupOptions) -> Answer:
 
 
 def _built(boot: Bootstrap, name: str) -> type[FeatureBuilder[Any]]:
+    from featurekit_spark.builder import load_builder
     from featurekit_spark.graph import Graph
 
+    if ":" in name:
+        return load_builder(name)
     found = {builder.name: builder for builder in Graph(boot.get_logic_builders())}
     if name not in found:
         raise UsageError(f"no builder {name!r} among those of logic_builders. {known_names(name, found)}")
@@ -187,8 +193,8 @@ def _text_embedding(boot: Bootstrap, name: str) -> type[FeatureBuilder[Any]]:
     """What makes a vector of a text for the matrix of that name."""
     from featurekit_spark.graph import Graph
 
-    graph = Graph(boot.get_logic_builders())
-    for builder in graph.inputs_of(_built(boot, name)):
+    matrix = _built(boot, name)
+    for builder in Graph([matrix]).inputs_of(matrix):
         if builder.key == ("text",):
             return builder
     raise UsageError(f"builder {name!r} is not made of texts' vectors, so that no text can be searched for")

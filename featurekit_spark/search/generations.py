@@ -135,8 +135,8 @@ class StoredIndex:
 
     def replace(self, batches: Iterable[Sequence[Row]], content: str) -> Written:
         spec, live = self.spec, self.store.live()
-        taken = {live.generation, live.before} if live is not None else set()
-        name = next(name for name in _names(spec, content) if name not in taken)
+        # The one before may be taken up again: what it still has of this content need not be sent.
+        name = next(name for name in _names(spec, content) if live is None or name != live.generation)
         self.store.create(name, spec)
         there = dict(self.store.hashes(name))
         seen: set[str] = set()

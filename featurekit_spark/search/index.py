@@ -65,6 +65,9 @@ class IndexSpec:
                 )
         object.__setattr__(self, "fields", MappingProxyType(dict(sorted(self.fields.items()))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.dim, self.metric, dict(self.fields), self.source)
+
     def __hash__(self) -> int:
         return hash((self.dim, self.metric, tuple(self.fields.items()), self.source))
 

@@ -367,8 +367,9 @@ class VectorIndexBehaviour:
         most = export_vectors(index, ids[:50], vectors[:50], payloads[:50])
         assert (most.how, most.sent, index.count()) == ("replaced", 50, 50)
         assert most.generation != first.generation
-        whole = export_vectors(index, ids, vectors, payloads)  # a name that an older generation had
+        whole = export_vectors(index, ids, vectors, payloads)
         assert (whole.how, index.count(), whole.content) == ("replaced", 100, first.content)
+        assert whole.sent == 0  # the generation before still had them
         self._check(index.search(vectors[:5], 20), ids, vectors, vectors[:5], 20)
         empty = export_vectors(index, [], np.empty((0, DIM)))
         assert (empty.how, empty.rows, index.count()) == ("replaced", 0, 0)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -52,12 +53,22 @@ class LanceIndex(StoredIndex):
         storage_options: dict[str, str] | None = None,
     ) -> None:
         super().__init__(_Store(checked_name(name), str(uri), exact, nprobes, storage_options), spec)
+        self._made = partial(
+            type(self), name, spec, uri=uri, exact=exact, nprobes=nprobes, storage_options=storage_options
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._made, ()  # who gets a copy opens it for himself
 
 
 class _Store:
     def __init__(
         self, name: str, uri: str, exact: bool, nprobes: int, storage_options: dict[str, str] | None
     ) -> None:
+        if uri.startswith("db://"):
+            raise ConfigError(
+                f"{uri!r} is LanceDB's own service; give a folder, or an address such as s3://bucket/path"
+            )
         try:
             import lancedb
         except ImportError as error:

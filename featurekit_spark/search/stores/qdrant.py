@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
@@ -70,6 +71,19 @@ class QdrantIndex(StoredIndex):
             made = connected(url, api_key_env, timeout_s)
             store = _Store(name, f"Qdrant at {url}, {name}", exact, None, made)
         super().__init__(store, spec)
+        self._made = partial(
+            type(self),
+            name,
+            spec,
+            path=path,
+            url=url,
+            api_key_env=api_key_env,
+            exact=exact,
+            timeout_s=timeout_s,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._made, ()  # who gets a copy connects for himself
 
 
 @dataclass

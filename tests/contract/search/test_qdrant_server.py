@@ -187,7 +187,9 @@ def test_a_folder_has_one_process(tmp_path: Path) -> None:
     ids, vectors, _ = sample(3)
     index.upsert(ids, vectors)
     assert beside.count() == 0
-    program = f"from featurekit_spark.search.stores import QdrantIndex as Q; Q('abt', path={str(tmp_path / 'q')!r})"
+    program = (
+        f"from featurekit_spark.search.stores import QdrantIndex as Q; Q('abt', path={str(tmp_path / 'q')!r})"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert LockedError.__name__ in done.stderr and "in use by another process" in done.stderr
     beside.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable, QueryBuilder
 from typer.testing import CliRunner, Result
 
 from featurekit_spark.cli import app
@@ -130,3 +131,33 @@ def test_nothing_is_computed_by_an_export(tmp_path: Path) -> None:
     done = featurekit(tmp_path, ["vectors", "export"], elsewhere)
     assert done.exit_code != 0 and "ProductEmbeddingDB" in done.stderr
     assert not (tmp_path / "index").exists()
+
+
+def test_a_logic_builder_searches_the_index(shop: Path, tmp_path: Path) -> None:
+    """The same neighbours as in the matrix; asked for again when an export changed the index, and only then."""
+    apps = "featurekit_spark.apps.product_recs"
+    index = ["vector_index.kind=lancedb", f"vector_index.path={tmp_path / 'index'}"]
+    outside = [*index, f"logic_builders=['{apps}.outside:SimilarInIndex']"]
+    done = featurekit(shop, ["run", "--engine", "local"], outside)
+    assert done.exit_code == 3 and "Export to it first" in done.stderr
+    assert featurekit(shop, ["vectors", "export"], index).exit_code == 0
+
+    def recommended(changes: list[str]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+        facts = told(featurekit(shop, ["run", "--engine", "local", "--output", "json"], changes))
+        table = DeltaTable(str(shop / "warehouse" / "recommendations"))
+        query = QueryBuilder().register("recs", table).execute("select product_id, recs from recs")
+        return facts, {
+            row["product_id"]: row["recs"] for row in query.read_all().to_struct_array().to_pylist()
+        }
+
+    _, by_matrix = recommended([f"logic_builders=['{apps}:SimilarProducts']"])
+    first, by_index = recommended(outside)
+    assert by_index == by_matrix and len(by_index) == 40
+    searches = first["builders"]["IndexSearcher"]["computed"]
+    assert searches > 30  # one for each title
+    again, _ = recommended(outside)
+    assert again["unchanged"]
+    few = [*index, "embedder.dim=384", "vector_index.fields={brand: str}"]
+    assert featurekit(shop, ["vectors", "export"], few).exit_code == 0
+    anew, still = recommended(outside)
+    assert anew["builders"]["IndexSearcher"]["computed"] == searches and still == by_matrix
