@@ -432,6 +432,8 @@ class Bootstrap:
     @cached_property
     def _searched_index(self) -> StoredIndex | None:
         """The index at `vector_index`, where a logic builder searches it."""
+        if self.settings.vector_index.kind == "none":
+            return None
         wanted = any("vector_index" in builder.needs for builder in Graph(self.get_logic_builders()))
         return self.get_vector_index() if wanted else None
 
