@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class TextSearch:
         self._builders: Any = hosted if self._paid else builders
         self._refresh_s, self._clock = refresh_s, clock
         self._lock = threading.Lock()
+        self._ref: Mapping[str, Any] | None = None
         self._matrix: Matrix | None = None
         self._looked = -np.inf
 
@@ -56,19 +58,33 @@ class TextSearch:
         query = self._vector(text)
         if query is None:
             return None
-        matrix = self._current()
-        scores, rows = matrix.index.search(query[None], k or builders.top_k(self._context) + 1)
+        ref, matrix = self._current()
+        wanted = k or builders.top_k(self._context) + 1
+        if matrix is None:
+            return self._searched(ref, query, wanted)
+        scores, rows = matrix.index.search(query[None], wanted)
         return ranked_lists(matrix.ids, np.round(scores.astype(np.float64), 6), rows)[0]
+
+    def _searched(self, ref: Mapping[str, Any], query: Any, wanted: int) -> Ranked:
+        """By the builder's own ways, in a matrix that is not mapped."""
+        import pandas as pd
+
+        searcher: Any = self._builders.ProductEmbeddingSearcher()
+        config = replace(searcher.default_config(self._context), top_k=wanted - 1)
+        inputs = pd.DataFrame({"ProductEmbeddingDB": [ref], "ProductEmbedding": [query]})
+        found: list[Ranked] = searcher.build(inputs, config, self._context)
+        return found[0]
 
     def _vector(self, text: str) -> Any:
         if self._paid:
             return self._controller.get(self._builders.ProductEmbedding, (text,)).require()
         return np.asarray(self._context.embedder.embed([text]), dtype=np.float32)[0]
 
-    def _current(self) -> Matrix:
+    def _current(self) -> tuple[Mapping[str, Any], Matrix | None]:
         with self._lock:
-            if self._matrix is None or self._clock() - self._looked >= self._refresh_s:
+            if self._ref is None or self._clock() - self._looked >= self._refresh_s:
                 ref = self._controller.get(self._builders.ProductEmbeddingDB, self._group).require()
-                self._matrix = self._context.matrices.open(ref)
-                self._looked = self._clock()
-            return self._matrix
+                store = self._context.matrices
+                self._matrix = store.open(ref) if store.is_mapped(ref) else None
+                self._ref, self._looked = ref, self._clock()
+            return self._ref, self._matrix

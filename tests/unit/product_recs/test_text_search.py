@@ -14,6 +14,7 @@ from featurekit_spark.apps.product_recs.text_search import TextSearch
 from featurekit_spark.embed import HashingEmbedder
 from featurekit_spark.errors import NotBuiltError
 from featurekit_spark.search import MatrixStore
+from featurekit_spark.search.options import SearchOptions
 from featurekit_spark.testing.fakes import ProductDBFake
 
 TITLES = {"p1": "Red desk lamp", "p2": "Blue desk lamp", "p3": "Oak table", "p4": None}
@@ -27,13 +28,14 @@ class World:
     def __init__(self, folder: Path, **merchant_config: Any) -> None:
         self.folder, self.config, self.cache = folder, merchant_config, MemoryCache()
         self.titles: dict[str, Any] = dict(TITLES)
+        self.options = SearchOptions()
 
     @property
     def context(self) -> Context:
         return Context(
             product_db=ProductDBFake({name: {"title": title} for name, title in self.titles.items()}),
             embedder=HashingEmbedder(64),
-            matrices=MatrixStore(self.folder / "matrices"),
+            matrices=MatrixStore(self.folder / "matrices", options=self.options),
             merchant_config=self.config,
         )
 
@@ -59,6 +61,17 @@ def test_answers_are_the_builder_s(world: World) -> None:
         assert service.nearest(text) == world.by_builder(text)
         assert len(service.nearest(text) or []) == 3
     assert service.nearest(" \t") is None
+    assert [hit["product_id"] for hit in service.nearest("red lamp", 1) or []] == ["p1"]
+
+
+@pytest.mark.parametrize("mode", ["partitioned", "ivf"])
+def test_a_matrix_that_is_not_mapped_is_searched_as_the_builder_does(tmp_path: Path, mode: Any) -> None:
+    world = World(tmp_path, top_k=2)
+    world.options = SearchOptions(mode=mode, lists=2, nprobe=2)
+    world.build()
+    service = world.service()
+    for text in TEXTS:
+        assert service.nearest(text) == world.by_builder(text)
     assert [hit["product_id"] for hit in service.nearest("red lamp", 1) or []] == ["p1"]
 
 
