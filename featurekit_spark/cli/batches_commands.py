@@ -17,6 +17,7 @@ from featurekit_spark.cli.wording import counted, table
 from featurekit_spark.errors import ContextError, UsageError, known_names
 
 if TYPE_CHECKING:
+    from featurekit_spark.cache.folder import Folder
     from featurekit_spark.llm.batch_desk import BatchDesk
     from featurekit_spark.llm.batch_records import Submission
     from featurekit_spark.llm.openai import OpenAIChat
@@ -65,7 +66,7 @@ def collect_command(options: OpenOptions) -> Answer:
     entries = hand_ins = 0
     with _opened(options) as counter:
         desk, chat = counter.required()
-        cache = DeltaCache(counter.cache_path)
+        cache = DeltaCache(counter.cache_path, storage_options=counter.folder.options)
         with reading(counter.cache_path):
             for answers in collected(desk, chat, _OWNER):
                 taken = take_in(answers, cache, None, datetime.now(UTC))
@@ -117,17 +118,20 @@ def cancel_command(
 class _Counter:
     """Where batches are asked for. `desk` and `chat`: None where settings name no provider."""
 
-    folder: str
+    folder: Folder
     cache_path: str
     desk: BatchDesk | None
     chat: OpenAIChat | None
 
     def required(self) -> tuple[BatchDesk, OpenAIChat]:
+        from featurekit_spark import aio
+
         if self.desk is None or self.chat is None:
             raise UsageError(
                 "the settings name no provider to ask (llm.provider is offline): give the conf file of the runs that "
                 "handed calls in, or --set llm.provider=openai --set llm.model=..."
             )
+        aio.run(self.desk.client.ready())
         return self.desk, self.chat
 
     def all(self) -> list[Submission]:
@@ -164,13 +168,14 @@ def _opened(options: OpenOptions) -> Iterator[_Counter]:
         raise UsageError("cache.kind is memory, beside which no calls are handed in: there is nothing there.")
     from featurekit_spark import aio
     from featurekit_spark.bootstrap import Bootstrap
+    from featurekit_spark.cache.folder import Folder
     from featurekit_spark.llm.batch import OpenAIBatch
     from featurekit_spark.llm.batch_desk import BatchDesk
     from featurekit_spark.llm.batch_records import BatchRecords
     from featurekit_spark.llm.openai import OpenAIChat
     from featurekit_spark.llm.openai_batch import BatchClient
 
-    folder = f"{settings.cache_path.rstrip('/')}/batches"
+    folder = Folder(f"{settings.cache_path.rstrip('/')}/batches", settings.cache.storage_options)
     boot = Bootstrap(settings, merchant=options.merchant or NOBODY, market=options.market or NOBODY)
     llm = boot.get_llm()
     chat = llm.chat if isinstance(llm, OpenAIBatch) else llm

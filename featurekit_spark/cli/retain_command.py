@@ -63,16 +63,17 @@ def retain_command(
 
 
 def _batches(place: Place) -> int:
+    from featurekit_spark.cache.folder import Folder
     from featurekit_spark.llm.batch_records import BatchRecords
 
-    return len(BatchRecords(f"{place.cache.path}/batches").tags())
+    return len(BatchRecords(Folder(f"{place.cache.path}/batches", place.cache.storage_options)).tags())
 
 
 def _on_the_way(batches: int) -> Iterator[str]:
     if batches:
         yield (
-            f"{counted(batches, 'batch', 'batches')} of calls on the way keep their prompts, here and at the provider: "
-            "`featurekit batches collect`, and then once more"
+            f"{counted(batches, 'batch', 'batches')} of calls on the way: prompts are kept, here and at the provider. "
+            "`featurekit batches collect` takes answers in; then retain once more"
         )
 
 

@@ -64,6 +64,8 @@ class BatchDesk:
             if self.records.can_lock:
                 self.records.sweep()
             there = self.records.all()
+            if not self._can_ask(there):
+                return there
             states = self._found([item for item in there if item.stage is Stage.CREATING and self.asks(item)])
             return [now for item in there if (now := self._brought(item, states, identity)) is not None]
 
@@ -147,6 +149,20 @@ class BatchDesk:
             done = self._cleared(done)
         if not (done.files or done.sought):
             self.records.forget(done.tag)
+
+    def _can_ask(self, there: Sequence[Submission]) -> bool:
+        """Without a key a run may still need no call; what is on its way stays so."""
+        if not any(self.asks(item) for item in there):
+            return True
+        try:
+            aio.run(self.client.ready())
+        except ContextError as error:
+            _log.warning("batches of earlier runs cannot be asked for: %s", error)
+            self.says = {
+                item.tag: f"{item.batch_id or item.tag} (not asked)" for item in there if item.on_the_way
+            }
+            return False
+        return True
 
     def _brought(
         self, item: Submission, states: Mapping[str, BatchState] | None, identity: str | None

@@ -116,6 +116,10 @@ class BatchClient:
         self.clock = clock or Clock()
         self._breaker = Breaker()
 
+    async def ready(self) -> None:
+        """Raises ContextError where nothing can be asked: without an API key, or without the packages."""
+        self.chat.client()
+
     async def upload(self, name: str, requests: bytes) -> str:
         """Hand over a file of requests, which costs nothing; its id. Where an attempt's answer was lost, another looks
         first whether the file is there."""
@@ -235,6 +239,7 @@ class BatchClient:
     ) -> T:
         """Raises ServiceError (worth another try), BudgetError (no quota), and ContextError where nothing helps: no
         request is to blame for it."""
+        await self.ready()
         try:
             called = await with_retries(
                 attempt,

@@ -347,6 +347,19 @@ def test_an_upload_whose_run_died_leaves_no_file_at_the_provider(shop: Shop) -> 
     assert shop.server.batches.files == {}
 
 
+def test_a_run_that_needs_no_call_needs_no_key_for_what_is_on_its_way(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.server.batches.polls = 1_000
+    shop.result(shop.online())
+    shop.pending(shop.batch("another"))
+    monkeypatch.delenv("TEST_CHAT_KEY")
+    for llm in (shop.online(), shop.batch()):
+        caplog.clear()
+        assert shop.result(llm).unchanged
+        assert "TEST_CHAT_KEY is not set" in caplog.text
+
+
 def test_a_record_holds_no_key(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_CHAT_KEY", "sk-not-to-be-written")
     shop.pending(shop.batch())

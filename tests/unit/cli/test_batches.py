@@ -135,7 +135,13 @@ def test_without_a_provider_batches_are_listed_and_not_asked_for(
     assert featurekit("batches list", "--set", "cache.kind=memory").code == 2
 
 
-def test_a_purge_says_what_is_on_its_way(featurekit: Featurekit) -> None:
+def test_purge_and_retain_say_what_is_on_its_way(featurekit: Featurekit) -> None:
     featurekit("run", *BATCH)
     told = featurekit("cache purge", "--key", "abt/US/p1", "--reason", "asked", "--dry-run", output="text")
     assert "1 batch of calls on the way" in told.out + told.err
+    retain = ("--hash", "prompts", "--after", "1d")
+    kept = featurekit("cache retain", *retain, output="text")
+    assert (kept.code, "1 batch of calls on the way: prompts are kept" in kept.out) == (0, True)
+    assert featurekit("batches collect").summary["entries"] == 0, "it is on its way"
+    assert featurekit("batches collect").summary["entries"] == 6
+    assert featurekit("cache retain", *retain).summary["batches_on_their_way"] == 0
