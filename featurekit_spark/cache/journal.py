@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from featurekit_spark.cache.base import ENTRY_SCHEMA, Entry, FeatureCache, fitted
 from featurekit_spark.cache.current import newest_rows, to_entries
 from featurekit_spark.cache.folder import Folder
-from featurekit_spark.cache.liveness import alive, claimed, runs_among
-from featurekit_spark.errors import CacheError, ConfigError
+from featurekit_spark.cache.liveness import SILENCE_S, alive, claimed, runs_among
+from featurekit_spark.errors import CacheError, ConfigError, LockedError
 from featurekit_spark.fingerprint import digest
 
 __all__ = ["Journal", "JournalingCache", "MicroBatch", "MicroBatches", "Observer", "take_in"]
@@ -236,9 +236,10 @@ def take_in(
 ) -> int:
     """Append what journals have and the cache lacks, and remove those of dead runs; how many rows.
 
-    Answers of a run that goes on elsewhere are taken in as well, and stay where they are. `nobody_runs`: the caller
-    keeps all runs away, so that every journal is a dead run's. `observer`: is told of runs that died before they
-    could tell it; `left`: of the answers of each of them, a builder at a time, and of what the cache knew, by entry_id.
+    Answers of a run that goes on elsewhere are taken in as well, and stay where they are. `nobody_runs`: the caller is
+    going to take entries away, so that LockedError says which run would bring them back. `observer`: is told of runs
+    that died before they could tell it; `left`: of the answers of each of them, a builder at a time, and of what the
+    cache knew, by entry_id.
     """
     folder = cache.journals if isinstance(cache, JournalingCache) else None
     if folder is None:
@@ -247,9 +248,13 @@ def take_in(
     for run_id in _runs_in(folder):
         with _reached(folder), claimed(folder, run_id) as is_dead:
             journal = Journal(folder, run_id)
-            ended = is_dead or nobody_runs
-            if ended:
+            if is_dead:
                 journal.close()
+            elif nobody_runs:
+                raise LockedError(
+                    f"run {run_id} goes on, or was killed a short while ago: {folder} has its journal. Try again when "
+                    f"it is done; a run that was killed is over after {SILENCE_S:g} s."
+                )
             rows, unread = _rows_of(folder, run_id)
             for problem in unread:
                 _log.warning("the journal of run %s stays for a later one: %s", run_id, problem)
@@ -266,7 +271,7 @@ def take_in(
                 if any(new):
                     cache.append(own.filter(pa.array(new)).drop(["recorded"]))
                     taken += sum(new)
-            if ended and not unread:
+            if is_dead and not unread:
                 if observer is not None:
                     journal.show(observer, models or {})
                 journal.forget()

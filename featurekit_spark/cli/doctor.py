@@ -92,7 +92,8 @@ def _of_settings(settings: Settings, merchant: str | None, market: str | None) -
     if settings.cache.kind == "delta":
         places["cache"] = settings.cache_path
     for name, place in places.items():
-        yield storage.writable(name, place)
+        options = settings.cache.storage_options if name == "cache" else None
+        yield storage.writable(name, place, options)
     last = list(places.values())[-1]
     yield storage.several_writers("several writers", last)
     yield storage.disk("disk", last)

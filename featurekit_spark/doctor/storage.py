@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from featurekit_spark.cache.storage import storage_of, without_secrets
 from featurekit_spark.doctor.base import Check, fail, ok, warn
 from featurekit_spark.errors import ConfigError, LockedError
 from featurekit_spark.locks import file_lock, local_path
@@ -26,11 +28,11 @@ _LITTLE_SPACE, _NO_SPACE = 2 << 30, 200 << 20
 _NETWORK = re.compile(r"nfs\d?|cifs|smb\w*|9p|afs|ceph|gpfs|lustre|glusterfs|beegfs|davfs|fuse(\..+|blk)?")
 
 
-def writable(name: str, uri: str) -> Check:
-    """Write, rename and delete a small file where `uri` is or would be."""
+def writable(name: str, uri: str, options: Mapping[str, str] | None = None) -> Check:
+    """Write, rename and delete a small file where `uri` is or would be. `options`: of a store, as for the cache."""
     path = local_path(uri)
     if path is None:
-        return _writable_store(name, uri)
+        return _writable_store(name, uri, options or {})
     folder = _existing(path)
     advice = f"Make {str(folder)!r} writable for this user, or set another path."
     if not folder.is_dir():
@@ -126,20 +128,20 @@ def _existing(path: Path) -> Path:
     return next((p for p in (whole, *whole.parents) if p.exists()), whole)
 
 
-def _writable_store(name: str, uri: str) -> Check:
-    from pyarrow import ArrowException, fs
+def _writable_store(name: str, uri: str, options: Mapping[str, str]) -> Check:
+    from pyarrow import ArrowException
 
     try:
-        # Spark's names of a scheme are not pyarrow's.
-        store, path = fs.FileSystem.from_uri(re.sub(r"^s3[an]://", "s3://", uri))
+        store = storage_of(uri, options)
+    except ConfigError as error:
+        return fail(name, f"{uri}: {error}", "Set the variable, or correct cache.storage_options.")
     except (ArrowException, OSError, ValueError) as error:
         return warn(
             name,
-            f"{uri} was not tried: pyarrow cannot open it ({error})",
+            f"{uri} was not tried: pyarrow cannot open it ({without_secrets(str(error), options)})",
             "Run once with a small catalog: deltalake and Spark open more kinds of storage.",
         )
-    folder = path.rstrip("/")
-    return _probed_store(name, uri, store, f"{folder}/.featurekit-doctor-{uuid.uuid4().hex}")
+    return _probed_store(name, uri, store, f".featurekit-doctor-{uuid.uuid4().hex}")
 
 
 def _probed_store(name: str, uri: str, store: Any, probe: str) -> Check:
