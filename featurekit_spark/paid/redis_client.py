@@ -81,7 +81,7 @@ class RedisClients:
         if not outage.may_ask():
             raise ServiceError(
                 f"{self.what} in Redis cannot be asked: it has answered nothing for {outage.patience_s:g} s, and is "
-                f"left alone for {outage.pause_s:g} s ({outage.why}) Is it running?"
+                f"left alone for {outage.pause_s:g} s ({outage.why.rstrip('.')}). Is it running?"
             )
         with self._told(client, outage):
             yield client
@@ -115,7 +115,7 @@ class RedisClients:
             else:
                 outage.answered()
             raise ServiceError(
-                f"{self.what} in Redis at {where} cannot be asked: {error} Is it running?"
+                f"{self.what} in Redis at {where} cannot be asked: {str(error).rstrip('.')}. Is it running?"
             ) from error
         except BaseException:
             outage.undecided()
