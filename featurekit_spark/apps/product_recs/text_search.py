@@ -47,8 +47,7 @@ class TextSearch:
         self._builders: Any = hosted if self._paid else builders
         self._refresh_s, self._clock = refresh_s, clock
         self._lock = threading.Lock()
-        self._ref: Mapping[str, Any] | None = None
-        self._matrix: Matrix | None = None
+        self._found: tuple[Mapping[str, Any], Matrix | None] | None = None
         self._looked = -np.inf
 
     def nearest(self, text: str, k: int | None = None) -> Ranked | None:
@@ -82,9 +81,9 @@ class TextSearch:
 
     def _current(self) -> tuple[Mapping[str, Any], Matrix | None]:
         with self._lock:
-            if self._ref is None or self._clock() - self._looked >= self._refresh_s:
-                ref = self._controller.get(self._builders.ProductEmbeddingDB, self._group).require()
+            if self._found is None or self._clock() - self._looked >= self._refresh_s:
+                ref: Any = self._controller.get(self._builders.ProductEmbeddingDB, self._group).require()
                 store = self._context.matrices
-                self._matrix = store.open(ref) if store.is_mapped(ref) else None
-                self._ref, self._looked = ref, self._clock()
-            return self._ref, self._matrix
+                self._found = ref, store.open(ref) if store.is_mapped(ref) else None
+                self._looked = self._clock()
+            return self._found
