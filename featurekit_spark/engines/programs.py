@@ -5,11 +5,11 @@ Knows the builders' hook `distributes` and the attributes' `on_spark`; not what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from featurekit_spark.builder import FeatureBuilder, keys_of
+from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage
@@ -24,27 +24,34 @@ PROGRAM_ROWS = 262_144
 """Keys in one call of a program: each call reads what it searches once."""
 
 
-def is_program(stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> bool:
-    """Whether a builder of the stage says that it distributes its work itself, given what its group's features are."""
+def is_program(
+    stage: KeyedStage,
+    group_key: Callable[[tuple[str, ...]], Key],
+    evaluator: Evaluator,
+    job: Job,
+    session: Callable[[], SparkSession],
+) -> bool:
+    """Whether a builder of the stage says that it distributes its work itself, given what its group's features are.
+    `group_key`: the group's key under the given fields."""
     for builder in stage.builders:
         bound = job.bindings[builder]
-        if type(bound.builder).distributes is FeatureBuilder.distributes or not keys:
+        if type(bound.builder).distributes is FeatureBuilder.distributes:
             continue
         shared = {}
         for dep in bound.deps:
             if set(dep.builder.key) <= job.bindings.group_fields and not dep.on_fields:
-                group = keys_of(stage.space.key, keys[0], dep.builder.key)
-                result = evaluator.results.get(dep.builder.name, {}).get(group)
+                result = evaluator.results.get(dep.builder.name, {}).get(group_key(dep.builder.key))
                 if result is None or result.failed:
                     return False  # nothing will be built
                 shared[dep.name] = result.value
-        if bound.builder.distributes(shared, bound.config, bound.view(job.context)):
+        view = bound.view(_OnSpark(job.context, session))
+        if bound.builder.distributes(shared, bound.config, view):
             return True
     return False
 
 
 @contextmanager
-def driving(evaluator: Evaluator, session: SparkSession) -> Iterator[None]:
+def driving(evaluator: Evaluator, session: Callable[[], SparkSession]) -> Iterator[None]:
     """While this lasts, builders that the evaluator calls may run jobs of the session."""
     context, rows = evaluator.context, evaluator.batch_rows
     evaluator.context, evaluator.batch_rows = _OnSpark(context, session), PROGRAM_ROWS
@@ -57,9 +64,9 @@ def driving(evaluator: Evaluator, session: SparkSession) -> Iterator[None]:
 class _OnSpark:
     """A context whose attributes run their work by the session, where they can (`on_spark`)."""
 
-    def __init__(self, context: Any, session: SparkSession) -> None:
+    def __init__(self, context: Any, session: Callable[[], SparkSession]) -> None:
         self._context, self._session = context, session
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._context, name)
-        return value.on_spark(self._session) if hasattr(type(value), "on_spark") else value
+        return value.on_spark(self._session()) if hasattr(type(value), "on_spark") else value

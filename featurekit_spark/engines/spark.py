@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -183,7 +184,8 @@ class SparkEngine:
         if here or len(keys) <= stage.in_process_limit(self.in_process_keys):
             self._local.run_stage(stage, keys, evaluator, job)
             return
-        if is_program(stage, keys, evaluator, job):
+        group = partial(keys_of, stage.space.key, keys[0])
+        if is_program(stage, group, evaluator, job, lambda: self.session):
             self._run_program(stage, keys, evaluator, job)
             return
         found = stage_candidates(stage, keys, job)
@@ -221,7 +223,7 @@ class SparkEngine:
             if builder not in stage.builders and not _is_shared(builder, job):
                 inputs = replace(stage, builders=(builder,))
                 self._run_part(inputs, keys, evaluator, job, here=False)
-        with driving(evaluator, self.session):
+        with driving(evaluator, lambda: self.session):
             self._local.run_stage(stage, keys, evaluator, replace(job, batch_rows=PROGRAM_ROWS))
 
     def _is_little(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = ["IVFIndex", "IVFParams", "build_index", "list_lengths", "open_index",
 _PIECES = 4096  # blocks that one list may have
 CENTROIDS = -1  # the block that holds them
 _BLOCK_BYTES = 8 << 20
+_READ = 64  # lists read at once
 
 
 @dataclass(frozen=True)
@@ -186,16 +187,23 @@ class ListParts:
     spread: int = 1
 
     def __call__(self, number: int) -> Part:
-        first = number // self.spread * _PIECES
-        found = {
-            row["block"]: row
-            for row in stored_blocks(
-                self.store, self.index.hash, f"block >= {first} AND block < {first + _PIECES}"
+        return self.several([number // self.spread])[number // self.spread]
+
+    def several(self, numbers: Sequence[int]) -> dict[int, Part]:
+        """Some lists, read at once."""
+        wanted = " OR ".join(
+            f"(block >= {number * _PIECES} AND block < {(number + 1) * _PIECES})" for number in numbers
+        )
+        found = {row["block"]: row for row in stored_blocks(self.store, self.index.hash, wanted)}
+        rows: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
+        for block in sorted(found):
+            rows[block // _PIECES].append(found[block])
+        return {
+            number: Part(
+                tuple(member for row in own for member in row["ids"]), vectors_in(own, self.index.ref.dim)
             )
+            for number, own in rows.items()
         }
-        rows = [found[block] for block in sorted(found)]
-        ids = tuple(member for row in rows for member in row["ids"])
-        return Part(ids, vectors_in(rows, self.index.ref.dim))
 
     def __len__(self) -> int:
         return len(self.index.centroids) * self.spread
@@ -204,7 +212,7 @@ class ListParts:
 def search_index(
     store: MatrixStore, index: IVFIndex, queries: Any, k: int, *, nprobe: int, metric: Metric = "ip"
 ) -> Lists:
-    """The k best for each of `queries` [q, d] among the rows of its `nprobe` nearest lists, one list in memory at a
+    """The k best for each of `queries` [q, d] among the rows of its `nprobe` nearest lists, a few lists in memory at a
     time."""
     asked = np.ascontiguousarray(queries, dtype=np.float32)
     best = Lists.empty(len(asked), k)
@@ -213,13 +221,12 @@ def search_index(
     if nprobe < 1:
         raise UsageError(f"nprobe must be at least 1, found {nprobe!r}")
     probed = index.probed(asked, nprobe)
-    load = ListParts(store, index)
-    for number in np.unique(probed).tolist():
-        own = np.flatnonzero((probed == number).any(axis=1))
-        part = load(number)
-        if part.ids:
-            floor = best.scores[own, -1]
-            found = search_part(part, asked[own], k, metric=metric, floor=floor)
-            merged = merge_lists([best[own], found], k)
-            best.scores[own], best.ids[own] = merged.scores, merged.ids
+    load, numbers = ListParts(store, index), np.unique(probed).tolist()
+    for start in range(0, len(numbers), _READ):
+        for number, part in load.several(numbers[start : start + _READ]).items():
+            own = np.flatnonzero((probed == number).any(axis=1))
+            if part.ids:
+                found = search_part(part, asked[own], k, metric=metric, floor=best.scores[own, -1])
+                merged = merge_lists([best[own], found], k)
+                best.scores[own], best.ids[own] = merged.scores, merged.ids
     return best

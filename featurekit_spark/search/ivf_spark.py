@@ -5,7 +5,7 @@ The lists are those that `ivf` makes in one process, byte by byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ def build_index_on(
     index = IVFIndex(params.hash(ref), ref, centroids)
     assignment = parts.mapInArrow(AssignTask(load, index), "list int, product_id string, vector binary")
     ddl = "hash string, block int, ids array<string>, vectors binary"
-    blocks = assignment.groupBy("list").applyInArrow(ListTask(index), ddl)
+    blocks = assignment.groupBy("list").applyInArrow(_blocks_of(index), ddl)
     first = session.createDataFrame([(index.hash, CENTROIDS, [], bytearray(centroids.tobytes()))], ddl)
     with table_lock(store.path):
         blocks.unionByName(first).write.format("delta").mode("append").save(store.path)
@@ -131,7 +131,7 @@ class SampleTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        for number in numbers(batches):
+        for number in _numbers(batches):
             part = self.load(number)
             own = in_part(self.rows, part)
             vectors = pa.array([row.tobytes() for row in part.vectors[own - part.start]], pa.binary())
@@ -148,7 +148,7 @@ class AssignTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        for number in numbers(batches):
+        for number in _numbers(batches):
             part = self.load(number)
             for start in range(0, len(part.ids), _ROWS):
                 vectors = part.vectors[start : start + _ROWS]
@@ -161,28 +161,27 @@ class AssignTask:
                 yield pa.RecordBatch.from_arrays(columns, names=["list", "product_id", "vector"])
 
 
-@dataclass(frozen=True)
-class ListTask:
-    """The rows of one list to its blocks."""
+def _blocks_of(index: IVFIndex) -> Callable[[pa.Table], pa.Table]:
+    """What makes blocks of the rows of one list. A function: Spark takes an object's `self` for the group's key."""
 
-    index: IVFIndex
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def blocks(rows: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        rows = rows.sort_by("product_id").combine_chunks()  # by bytes of UTF-8: the order of code points
-        vectors = vectors_of(rows["vector"].combine_chunks(), self.index.ref.dim)
+        rows = rows.sort_by("product_id")  # by bytes of UTF-8: the order of code points
+        vectors = vectors_of(rows["vector"].combine_chunks(), index.ref.dim)
         made = list(pieces(rows["list"][0].as_py(), rows["product_id"].to_pylist(), vectors))
         return pa.table(
             {
-                "hash": pa.array([self.index.hash] * len(made), pa.string()),
+                "hash": pa.array([index.hash] * len(made), pa.string()),
                 "block": pa.array([block for block, _, _ in made], pa.int32()),
                 "ids": pa.array([ids for _, ids, _ in made], pa.list_(pa.string())),
                 "vectors": pa.array([data for _, _, data in made], pa.binary()),
             }
         )
 
+    return blocks
 
-def numbers(batches: Iterable[Any]) -> Iterator[int]:
+
+def _numbers(batches: Iterable[Any]) -> Iterator[int]:
     for batch in batches:
         yield from batch.column(0).to_pylist()

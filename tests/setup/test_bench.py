@@ -136,3 +136,24 @@ def test_search_compares_with_the_bare_product() -> None:
     assert changed["changed"] == 6
     shares = [changed["searched_again"][margin] for margin in ("0", "1", "2", "4")]
     assert shares == sorted(shares, reverse=True) and shares[0] < 0.5
+
+
+@pytest.mark.slow
+def test_ivf_finds_all_where_all_lists_are_probed() -> None:
+    code, figures, said = bench("ivf", "--rows", "2000", "--queries", "50", "--dim", "16", "--clusters", "20")
+    assert code == 0, said
+    (found,) = figures["curves"]
+    recall = [point["recall"] for point in found["curve"]]
+    assert recall[0] < recall[-1] == 1.0
+    assert [point["scanned"] for point in found["curve"]] == sorted(
+        point["scanned"] for point in found["curve"]
+    )
+
+
+@pytest.mark.jobs
+@pytest.mark.slow
+def test_search_spark_finds_the_same_lists() -> None:
+    options = ("--rows", "3000", "--queries", "300", "--dim", "16", "--pairs", "1")
+    code, figures, said = bench("search_spark", *options)
+    assert code == 0, said
+    assert figures["same_lists"] and figures["ratio"] > 0

@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from featurekit_spark.errors import ContextError
 from featurekit_spark.search import FlatIndex, MatrixStore
 from featurekit_spark.search import matrix as module
 from featurekit_spark.search.blocks import stored_blocks
+from featurekit_spark.search.choice import search_stored
 from featurekit_spark.search.ivf import IVFParams, build_index
 from featurekit_spark.search.ivf_spark import build_index_on, search_index_on
 from featurekit_spark.search.partitioned import search_blocks
@@ -112,3 +114,9 @@ def test_an_index_made_by_jobs_is_the_one_made_here(spark: Any, store: MatrixSto
         made.append([(row["block"], row["ids"], row["vectors"].to_pybytes()) for row in rows])
     assert made[0] == made[1]
     assert len({block for block, _, _ in made[0]}) > 5
+
+
+def test_what_a_job_fails_at_is_told_once(spark: Any, store: MatrixStore) -> None:
+    ref = store.put(IDS, vectors(ROWS, 1))
+    with pytest.raises(ContextError, match="queries have 3 dimensions"):
+        search_stored(store.on_spark(spark), ref, np.ones((2, 3), np.float32), 1)

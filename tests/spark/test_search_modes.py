@@ -91,10 +91,11 @@ def test_values_hashes_and_entries_are_the_same(abt: Shop) -> None:
         abt.titles.pop("p07", None)
 
 
-def test_by_tables(abt: Shop) -> None:
-    abt.run("mapped", SearchOptions(), engine="local")
-    result = abt.run("parts", PARTITIONED, collect_mb=0)
-    found, expected = (dump(abt.caches[name], *BUILDERS)[0] for name in ("parts", "mapped"))
+@pytest.mark.parametrize("options", [PARTITIONED, SearchOptions(mode="ivf", lists=4, nprobe=4)])
+def test_by_tables(abt: Shop, options: SearchOptions) -> None:
+    abt.run("here", options, engine="local")
+    result = abt.run("tables", options, collect_mb=0)
+    found, expected = (dump(abt.caches[name], *BUILDERS)[0] for name in ("tables", "here"))
     result.execution.close()
     assert found == expected
 

@@ -21,7 +21,7 @@ from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.completion import LLMCompletion
 from featurekit_spark.llm.templates import render_jinja
 from featurekit_spark.search import OldLists, merge_top_k
-from featurekit_spark.search.choice import search_stored
+from featurekit_spark.search.choice import prepare_search, search_stored
 from featurekit_spark.sources.base import is_blank, resolve_dimension
 
 if TYPE_CHECKING:
@@ -209,7 +209,11 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
         return self.Config(top_k(context))
 
     def distributes(self, shared: Mapping[str, Any], config: Config, context: Any) -> bool:
-        return not context.matrices.is_mapped(shared["ProductEmbeddingDB"])
+        ref = shared["ProductEmbeddingDB"]
+        if context.matrices.is_mapped(ref):
+            return False
+        prepare_search(context.matrices, ref)
+        return True
 
     def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
         ref = inputs["ProductEmbeddingDB"].iloc[0]
