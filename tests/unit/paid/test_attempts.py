@@ -17,6 +17,7 @@ from featurekit_spark import Context, aio
 from featurekit_spark.builder import Metered
 from featurekit_spark.cache.base import ENTRY_SCHEMA, LATER_COLUMNS
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.cache.journal import Journal
 from featurekit_spark.cli import app
 from featurekit_spark.errors import BuildError, FeaturekitError, ServiceError
@@ -206,14 +207,14 @@ def test_a_journal_keeps_what_was_counted_and_one_of_before_is_read(tmp_path: Pa
     cache = DeltaCache(str(tmp_path / "cache"))
     run(cache, Desk())
     rows = cache.history("Ask").drop(["recorded"])
-    journal = Journal(str(tmp_path / "journal"), "r")
+    journal = Journal(Folder(str(tmp_path / "journal")), "r")
     journal.add(rows)
     ids = {entry: entry for entry in rows["entry_id"].to_pylist()}
-    found = Journal(str(tmp_path / "journal"), "r").find("Ask", ids)
+    found = Journal(Folder(str(tmp_path / "journal")), "r").find("Ask", ids)
     assert sorted(entry.estimated_tokens or 0 for entry in found.values()) == [0, 0, 7]
     assert sorted(entry.attempts or 0 for entry in found.values()) == [1, 1, 3]
 
-    old = Journal(str(tmp_path / "journal"), "old")
+    old = Journal(Folder(str(tmp_path / "journal")), "old")
     old.begin()
     body = rows.drop(list(LATER_COLUMNS))
     with (
@@ -221,5 +222,5 @@ def test_a_journal_keeps_what_was_counted_and_one_of_before_is_read(tmp_path: Pa
         pa.ipc.new_file(sink, body.schema) as writer,
     ):
         writer.write_table(body)
-    found = Journal(str(tmp_path / "journal"), "old").find("Ask", ids)
+    found = Journal(Folder(str(tmp_path / "journal")), "old").find("Ask", ids)
     assert len(found) == 3 and {entry.attempts for entry in found.values()} == {None}
