@@ -40,8 +40,8 @@ __all__ = ["Doubles", "FlatIndex", "Floats", "Mask", "Metric", "Rows", "top_k"]
 Metric = Literal["ip", "cosine"]
 
 DECIMALS = 6
-_QUERIES = 512  # queries in one product, at most
-_SCORES = 1 << 21  # scores in one product: large enough for the product's speed, small enough for the caches
+_QUERIES = 1024  # queries in one product, at most
+_SCORES = 1 << 22  # scores in one product: large enough for the product's speed, small enough for the caches
 _LEAST_ROWS = 512  # rows in one product, at least
 _PLACES = 1 << 20  # places of answers in the works at a time: fewer queries at once where k is large
 _UNIT = 2.0**-24  # unit roundoff of float32
