@@ -160,7 +160,7 @@ class Journal:
         if not self._travelled:
             self.begin()
         self._check_open(len(entries))
-        self._write(uuid.uuid4().hex, entries.select(_SCHEMA.names).cast(_SCHEMA))
+        self._write(uuid.uuid4().hex, fitted(entries, _SCHEMA))
         # Whoever takes the journal in closes it before it looks what is there: open still, it will be seen.
         self._check_open(len(entries))
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark.cache.base import ENTRY_SCHEMA
+from featurekit_spark.cache.base import ENTRY_SCHEMA, fitted
 from featurekit_spark.cache.folder import Folder
 from featurekit_spark.errors import CacheError, ConfigError
 
@@ -133,17 +133,15 @@ class StagedWriter:
         """Rows of any builders (ENTRY_SCHEMA less `run_id` and `recorded`)."""
         for name in entries["builder"].unique().to_pylist():
             rows = entries.filter(pc.equal(entries["builder"], name))
-            constants = {"run_id": self._staging.run_id, "recorded": self._staging.recorded}
-            columns = [
-                pa.array([constants[f.name]] * len(rows), f.type)
-                if f.name in constants
-                else rows[f.name].cast(f.type)
-                for f in _FILE_SCHEMA
-            ]
+            for column, value in (("run_id", self._staging.run_id), ("recorded", self._staging.recorded)):
+                constant = pa.array([value] * len(rows), _FILE_SCHEMA.field(column).type)
+                rows = rows.drop([column] if column in rows.column_names else []).append_column(
+                    column, constant
+                )
             with _told(self._staging.folder):
                 if name not in self._open:
                     self._open[name] = _OpenFile(name, self._staging.folder)
-                self._open[name].write(pa.Table.from_arrays(columns, schema=_FILE_SCHEMA))
+                self._open[name].write(fitted(rows, _FILE_SCHEMA))
 
     def close(self) -> list[StagedFile]:
         """End the files and say what is in them."""

@@ -13,9 +13,12 @@ import pytest
 from featurekit_spark.cache.base import FeatureCache, RunRecord
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.gc import GcOptions, collect
+from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.storage import storage_of
 from featurekit_spark.cache.upkeep import compact, unused_files, vacuum
 from featurekit_spark.cache.verify import verify
+from featurekit_spark.doctor.base import Status
+from featurekit_spark.doctor.storage import writable
 from featurekit_spark.errors import CacheError
 from featurekit_spark.session import Session
 from featurekit_spark.testing.behaviour import NOON, CacheBehaviour, entry, pointer, rows
@@ -132,6 +135,33 @@ def test_options_are_taken_by_any_of_their_names(s3: Store) -> None:
     storage = storage_of("s3a://lake/cache/entries", names)
     assert type(storage.base_fs).__name__ == "S3FileSystem"
     assert storage.get_file_info("_delta_log/00000000000000000000.json").is_file
+
+
+def test_what_is_named_in_the_environment_opens_it_as_well(s3: Store, monkeypatch: Any) -> None:
+    """As `deltalake` takes it from there."""
+    for name, value in s3.options.items():
+        monkeypatch.setenv(name, value)
+    cache = DeltaCache("s3://lake/cache")
+    cache.append(rows(entry("a", "A")))
+    cache.put_mark("m", {"a": 1})
+    assert len(cache.history("Title")) == 1 and cache.mark("m") == {"a": 1}
+    staging, journal = cache.staging("run-1"), cache.journal("run-1", size=1)
+    assert staging is not None and staging.writer() is not None
+    with journal.opened():
+        journal.add(rows(entry("b", "B")))
+        assert take_in(cache) == 1
+    assert type(storage_of("s3a://lake/cache", {"timeout": "30s"}).base_fs).__name__ == "S3FileSystem"
+
+
+def test_doctor_tries_it_with_the_options(s3: Store, monkeypatch: Any) -> None:
+    assert writable("cache", "s3://lake/cache", s3.options).status is Status.OK
+    wrong = writable("cache", "s3://lake/cache", {**s3.options, "AWS_SECRET_ACCESS_KEY": "hunter2"})
+    assert wrong.status is Status.FAIL and "hunter2" not in wrong.found
+    monkeypatch.delenv("LAKE_SECRET", raising=False)
+    missing = writable(
+        "cache", "s3://lake/cache", {**s3.options, "AWS_SECRET_ACCESS_KEY": "${env:LAKE_SECRET}"}
+    )
+    assert missing.status is Status.FAIL and "'LAKE_SECRET'" in missing.found
 
 
 def test_on_a_disk_options_say_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from featurekit_spark.cache.background import BackgroundAppends
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.journal import take_in
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.cache.staged import StagedFile, Staging
 from featurekit_spark.errors import CacheError
@@ -127,6 +128,20 @@ def test_names_of_builders_that_a_path_cannot_hold(tmp_path: Path) -> None:
     cache.append_staged(files)
     cache.append(rows(entry("b", "chair", builder=name)))
     assert sorted(cache.history(name)["key"].to_pylist()) == ['["a"]', '["b"]']
+
+
+def test_a_path_that_a_uri_spells_otherwise(tmp_path: Path) -> None:
+    """As a URI it is percent-encoded; journal, files and tables are in one folder all the same."""
+    folder = tmp_path / "a b"
+    cache = DeltaCache(f"{folder.as_uri()}/cache")
+    _, files = staged(cache, rows(entry("a", "lamp")))
+    cache.append_staged(files)
+    journal = cache.journal("run-1", size=1)
+    journal.begin()
+    journal.add(rows(entry("b", "sofa")))
+    assert take_in(cache) == 1
+    assert sorted(DeltaCache(str(folder / "cache")).history("Title")["key"].to_pylist()) == ['["a"]', '["b"]']
+    assert [path.name for path in tmp_path.iterdir()] == ["a b"]
 
 
 def test_a_commit_that_fails_is_told(tmp_path: Path) -> None:
