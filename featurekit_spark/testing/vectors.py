@@ -375,6 +375,19 @@ class VectorIndexBehaviour:
         assert (empty.how, empty.rows, index.count()) == ("replaced", 0, 0)
         index.close()
 
+    def test_the_generation_before_may_be_taken_up_again(self, tmp_path: Path) -> None:
+        """Whatever became of its rows since."""
+        index, (ids, vectors, payloads) = self.make_index(tmp_path), sample(40)
+        first = export_vectors(index, ids[:36], vectors[:36], payloads[:36])
+        assert export_vectors(index, ids[2:], vectors[2:], payloads[2:]).how == "changed"
+        index.upsert(ids[5:6], vectors[:1], payloads[5:6])
+        assert export_vectors(index, ids[:9], vectors[:9], payloads[:9]).how == "replaced"
+        back = export_vectors(index, ids[:36], vectors[:36], payloads[:36])
+        assert (back.how, back.rows, back.content) == ("replaced", 36, first.content)
+        assert {name for name, _ in index.hashes()} == set(ids[:36])
+        self._check(index.search(vectors[:5], 40), ids[:36], vectors[:36], vectors[:5], 40)
+        index.close()
+
     def test_a_dry_export_sends_nothing(self, tmp_path: Path) -> None:
         index, (ids, vectors, _) = self.make_index(tmp_path), sample(20)
         told = export_vectors(index, ids, vectors, dry_run=True)

@@ -99,6 +99,29 @@ def test_an_export_that_a_server_breaks_off_changes_nothing(server: QdrantStandI
     index.close()
 
 
+def test_a_generation_that_lacks_rows_is_not_switched_to(server: QdrantStandIn) -> None:
+    """As where somebody else exports to the same index."""
+    index, (ids, vectors, payloads) = index_at(server), sample(30)
+    export_vectors(index, ids, vectors)
+    before = index.search(vectors[:2], 30)
+
+    class Losing:
+        def __len__(self) -> int:
+            return 30
+
+        def __getitem__(self, part: slice) -> Any:
+            for name in index.store.generations():
+                if name != index.describe().generation:  # type: ignore[union-attr]
+                    index.store.remove(name, ids[:1])
+            return payloads[part]
+
+    with pytest.raises(ServiceError, match="29 rows of the 30"):
+        export_vectors(index, ids, vectors, Losing(), batch=10, in_place=0)
+    assert index.search(vectors[:2], 30) == before
+    assert export_vectors(index, ids, vectors, payloads, in_place=0).rows == index.count() == 30
+    index.close()
+
+
 def test_older_generations_go_and_the_one_before_stays(server: QdrantStandIn) -> None:
     index, (ids, vectors, _) = index_at(server), sample(10)
     other = QdrantIndex("abt.more", SPEC, url=server.url, api_key_env="TEST_QDRANT_KEY")
