@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from featurekit_spark.errors import DataError, UsageError
 from featurekit_spark.search import FlatIndex
 from featurekit_spark.search.blocks import Part
-from featurekit_spark.search.partitioned import Lists, merge_lists, search_part, search_parts
+from featurekit_spark.search.partitioned import Lists, PartTask, merge_lists, search_part, search_parts
 from tests.property.test_search import data
 
 
@@ -97,6 +99,41 @@ def test_merging_in_any_grouping_is_the_same(seed: int, size: int, k: int, cuts:
         one_by_one = merge_lists([lists[found], one_by_one], k)
     assert at_once.ids.tolist() == one_by_one.ids.tolist()
     assert at_once.scores.tolist() == one_by_one.scores.tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    ends=st.lists(st.integers(0, 120), max_size=4),
+    k=st.integers(1, 9),
+    size=st.integers(1, 20),
+)
+def test_a_task_finds_the_same_in_any_order_and_again(seed: int, ends: list[int], k: int, size: int) -> None:
+    """Rows of several parts, shuffled and cut into batches, as a task of Spark may get them, twice."""
+    queries, vectors, random = data("duplicated", seed, 120, 6, 8)
+    ids = [f"p{i:03}" for i in range(120)]
+    parts = cut(ids, vectors, ends)
+    pairs = random.permutation([(query, part) for query in range(len(queries)) for part in range(len(parts))])
+    rows = pa.table(
+        {
+            "key": pa.array(pairs[:, 0]),
+            "vector": pa.array([queries[query].tobytes() for query in pairs[:, 0]], pa.binary()),
+            "part": pa.array(pairs[:, 1], pa.int32()),
+            "exclude": pa.array([[ids[query], ids[119 - query]] for query in pairs[:, 0]]),
+        }
+    )
+    task = pickle.loads(pickle.dumps(PartTask(parts.__getitem__, k)))
+    once, again = (
+        pa.Table.from_batches(task(rows.to_batches(max_chunksize=size))).to_pylist() for _ in range(2)
+    )
+    assert once == again
+    scores, expected = whole(ids, vectors, queries, k, exclude=[[q, 119 - q] for q in range(len(queries))])
+    for query in range(len(queries)):
+        hits = sorted(
+            (hit["cost"], hit["product_id"]) for row in once if row["key"] == query for hit in row["hits"]
+        )
+        assert [hit for _, hit in hits[:k]] == [member for member in expected[query] if member is not None]
+        assert [np.float32(-cost) for cost, _ in hits[:k]] == [s for s in scores[query] if s > -np.inf]
 
 
 def test_scores_that_float32_cannot_tell_apart_are_ordered() -> None:
