@@ -180,6 +180,14 @@ class Failures:
         self._cache: FeatureCache | None = cache
         self._again, self._builders = frozenset(again), None if builders is None else frozenset(builders)
         self._known: dict[tuple[str, str], Mapping[str, KnownFailure]] = {}
+        self._asked_until: datetime | None = None
+
+    def anew(self, now: datetime) -> Failures:
+        """For another go of a run that began `now`: with what failed since, which is not asked again."""
+        assert self._cache is not None  # a worker has no other go
+        other = Failures(self._cache, again=self._again, builders=self._builders)
+        other._asked_until = now
+        return other
 
     def known(self, bound: Bound) -> Mapping[str, KnownFailure]:
         """Identities whose newest entry is an error of their own, of any kind."""
@@ -195,10 +203,13 @@ class Failures:
 
     def standing(self, bound: Bound, now: datetime) -> Mapping[str, KnownFailure]:
         """Those that are not asked again now."""
-        if not self.remembers(bound):
+        remembers, asked_until = self.remembers(bound), self._asked_until
+        if not remembers and asked_until is None:
             return {}
         found = {}
         for identity, failure in self.known(bound).items():
+            if not remembers and asked_until is not None and failure.ts < asked_until:
+                continue
             until = bound.builder.freshness.expiry(failure.ts)
             if failure.kind is FailureKind.TERMINAL and (until is None or now < until):
                 found[identity] = failure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,10 +25,11 @@ from featurekit_spark.job import Job
 from featurekit_spark.masks import masked
 from featurekit_spark.results import BUILT, Counts, count_rows, entry_rows
 
-__all__ = ["EarlyEnd", "ended_early", "facts_of"]
+__all__ = ["EarlyEnd", "ended_early", "facts_of", "with_earlier_goes"]
 
 _log = logging.getLogger(__name__)
 _LONGEST: Final = 500  # characters of a message
+_PAID: Final = ("calls", "tokens", "usd", "seconds", "attempts", "failed_attempts", "estimated_tokens")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,31 @@ def ended_early(
     except Exception as trouble:
         _log.warning("no record of run %s, which ended early, could be kept: %s", job.run_id, trouble)
     return end
+
+
+def with_earlier_goes(
+    counts: Mapping[str, Counts], cache: FeatureCache, graph: Graph, run_id: str
+) -> dict[str, Counts]:
+    """Counts of a run's last go, with the calls of those before: a run that waits for answers of a batch goes on with
+    what came as with what was there before. An entry under its name is a call of its own."""
+    found = dict(counts)
+    for builder in graph:
+        if not builder.paid or builder.inline or not cache.has(builder.name):
+            continue
+        rows = cache.history(builder.name)
+        rows = rows.filter(pc.equal(rows["run_id"], run_id))
+        own = pc.starts_with(pc.fill_null(rows["error"], ""), f"{builder.name}[")
+        made = count_rows(entry_rows(rows.filter(pc.or_(pc.equal(rows["status"], "ok"), own))), paid=True)
+        last = counts[builder.name]
+        earlier = max(made.computed - last.computed, 0)
+        found[builder.name] = replace(
+            last,
+            hit=max(last.hit - earlier, 0),
+            computed=last.computed + earlier,
+            remembered=max(last.remembered - made.error, 0),
+            **{name: getattr(made, name) for name in _PAID},
+        )
+    return found
 
 
 def _keys(execution: Execution | None) -> int | None:
