@@ -1,6 +1,6 @@
 """Where embedding matrices live: block rows of a Delta table, of which every host maps a copy.
 
-Owns the table's format and what is open. A matrix is named by the hash of its ids and vectors, so that equal content
+Owns a matrix's name and what is open. A matrix is named by the hash of its ids and vectors, so that equal content
 is stored once and a copy never goes stale.
 """
 
@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from featurekit_spark.errors import CacheError, DataError
-from featurekit_spark.locks import table_lock
 from featurekit_spark.search.copies import Copies, Copy
 from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.incremental import Change, change_between
 from featurekit_spark.search.kernel import FlatIndex, Floats
 from featurekit_spark.search.options import SearchOptions
-from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, encode, pack, unpack
+from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, encode, unpack
+from featurekit_spark.search.table import append_matrix
 
 __all__ = ["Matrix", "MatrixRef", "MatrixStore"]
 
@@ -117,7 +117,7 @@ class MatrixStore:
         name = _content_hash(ids, values, factors, storage)
         ref = MatrixRef(name, len(ids), array.shape[1], f"hash={name}")
         if not self._has(ref):
-            self._append(ref, list(ids), (values, factors), storage)
+            append_matrix(self.path, name, ids, (values, factors), storage, block_bytes=_BLOCK_BYTES)
         return ref
 
     def open(self, ref: MatrixRef | dict[str, Any]) -> Matrix:
@@ -160,29 +160,6 @@ class MatrixStore:
         if not DeltaTable.is_deltatable(self.path):
             return False
         return bool(DeltaTable(self.path).file_uris(file_pruning_predicate=[("hash", "=", ref.hash)]))
-
-    def _append(self, ref: MatrixRef, ids: Sequence[str], stored: Block, storage: str) -> None:
-        import pyarrow as pa
-        from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
-
-        plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
-        with table_lock(self.path):
-            write_deltalake(
-                self.path,
-                pa.RecordBatchReader.from_batches(_schema(), _blocks(ref, ids, stored, storage)),
-                mode="append",
-                schema_mode="merge",
-                partition_by=["hash"],
-                # Random bits: nothing to compress, to code or to bound. Each block is read by itself, by its number.
-                writer_properties=WriterProperties(
-                    compression="UNCOMPRESSED",
-                    max_row_group_size=1,
-                    default_column_properties=plain,
-                    column_properties={"block": ColumnProperties(statistics_enabled="CHUNK")},
-                ),
-                configuration={"delta.minReaderVersion": "1", "delta.minWriterVersion": "2"},
-                commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
-            )
 
     def _copied(self, ref: MatrixRef) -> Copy:
         """A copy of what the table has; its blocks are never all in memory."""
@@ -245,42 +222,6 @@ def _content_hash(ids: Sequence[str], values: Any, factors: Floats | None, stora
         if array is not None:
             image.update(np.ascontiguousarray(array).data)
     return image.hexdigest()[:32]
-
-
-def _schema() -> Any:
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("hash", pa.string()),
-            ("block", pa.int32()),
-            ("storage", pa.string()),
-            ("ids", pa.list_(pa.string())),
-            ("vectors", pa.binary()),
-        ]
-    )
-
-
-def _blocks(ref: MatrixRef, ids: Sequence[str], stored: Block, storage: str) -> Iterator[Any]:
-    """A matrix as record batches of a row each, made as they are written; an empty one is one empty block."""
-    import pyarrow as pa
-
-    values, factors = stored
-    step = max(1, _BLOCK_BYTES // max(1, values.itemsize * ref.dim))
-    for block, start in enumerate(range(0, max(len(ids), 1), step)):
-        part = slice(start, start + step)
-        data = pack(values[part], None if factors is None else factors[part])
-        ends = np.array([0, len(data)], dtype="<i4")
-        yield pa.record_batch(
-            [
-                pa.array([ref.hash], pa.string()),
-                pa.array([block], pa.int32()),
-                pa.array([storage], pa.string()),
-                pa.array([ids[part]], pa.list_(pa.string())),
-                pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)]),
-            ],
-            schema=_schema(),
-        )
 
 
 def _rows(answer: Any) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from featurekit_spark.errors import CacheError, DataError, UsageError
 from featurekit_spark.search import FlatIndex, Matrix, MatrixRef, MatrixStore
 from featurekit_spark.search import matrix as module
 from featurekit_spark.search.rounded import STORAGES, as_rows, encode
+from featurekit_spark.search.table import append_matrix
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +51,10 @@ def test_what_is_put_is_opened(store: MatrixStore, monkeypatch: pytest.MonkeyPat
 def test_equal_content_is_stored_once(store: MatrixStore) -> None:
     ref = store.put(named(3), vectors(3))
     assert store.put(named(3), vectors(3)) == ref
-    assert DeltaTable(store.path).version() == 0
+    assert DeltaTable(store.path).version() == 1  # after that which made the table
     assert store.put(named(3), vectors(3) + 1) != ref
     assert store.put(["x", "y", "z"], vectors(3)) != ref
-    assert DeltaTable(store.path).version() == 2
+    assert DeltaTable(store.path).version() == 3
     protocol = DeltaTable(store.path).protocol()
     assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
 
@@ -80,7 +81,9 @@ def test_another_process_opens_it(store: MatrixStore, tmp_path: Path) -> None:
 
 def test_two_writers_at_once_leave_the_blocks_twice(store: MatrixStore) -> None:
     ref = store.put(named(5), vectors(5))
-    store._append(ref, named(5), (vectors(5), None), "float32")
+    append_matrix(
+        store.path, ref.hash, named(5), (vectors(5), None), "float32", block_bytes=module._BLOCK_BYTES
+    )
     assert store.open(ref).ids == tuple(named(5))
 
 

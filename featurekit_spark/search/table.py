@@ -1,0 +1,124 @@
+"""The table of matrices: a row per block, a row group each, so that blocks are written and read one at a time.
+
+Owns the table's format and how a matrix is committed: its file first, then one commit that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurekit_spark.cache.storage import storage_of
+from featurekit_spark.errors import CacheError
+from featurekit_spark.locks import local_path, table_lock
+from featurekit_spark.search.rounded import Block, pack
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+__all__ = ["append_matrix"]
+
+
+def append_matrix(
+    path: str, name: str, ids: Sequence[str], stored: Block, storage: str, *, block_bytes: int
+) -> None:
+    """Add a matrix to the table at `path`, which is made where it is missing. Raises CacheError where that fails."""
+    import pyarrow.parquet as pq
+    from deltalake import CommitProperties
+    from deltalake.exceptions import DeltaError
+    from deltalake.transaction import AddAction
+
+    values, factors = stored
+    width = values.shape[1] * values.itemsize + (0 if factors is None else factors.itemsize)
+    step = max(1, block_bytes // max(1, width))
+    file = f"hash={name}/{uuid.uuid4().hex}.parquet"
+    folder = storage_of(path, {})
+    try:
+        table = _table(path)
+        if local_path(path) is not None:
+            folder.create_dir(f"hash={name}", recursive=True)
+        with folder.open_output_stream(file) as out:
+            # Random bits: nothing to compress, to code or to bound. By its bounds a block's number finds its row group.
+            writer = pq.ParquetWriter(
+                out, _schema(), compression="NONE", use_dictionary=False, write_statistics=["block"]
+            )
+            with writer:
+                for block, start in enumerate(
+                    range(0, max(len(ids), 1), step)
+                ):  # an empty one is one empty block
+                    part = slice(start, start + step)
+                    data = pack(values[part], None if factors is None else factors[part])
+                    writer.write_batch(_row(block, storage, ids[part], data))
+            size = out.tell()
+        added = AddAction(
+            file, size, {"hash": name}, time.time_ns() // 10**6, True, json.dumps({"numRecords": block + 1})
+        )
+        with table_lock(path):
+            table.update_incremental()
+            table.create_write_transaction(
+                [added],
+                "append",
+                table.schema(),
+                ["hash"],
+                commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
+            )
+    except (DeltaError, OSError) as error:
+        with suppress(Exception):  # without a commit that names it, it is waste and nothing worse
+            folder.delete_file(file)
+        raise CacheError(f"matrix {name} could not be written to {path}: {error}") from error
+
+
+def _table(path: str) -> DeltaTable:
+    """The table, with the columns that it lacks where it is from before there were types."""
+    import pyarrow as pa
+    from deltalake import DeltaTable, Field, Schema
+    from deltalake.schema import PrimitiveType
+
+    with table_lock(path):
+        if not DeltaTable.is_deltatable(path):
+            return DeltaTable.create(
+                path,
+                Schema.from_arrow(pa.schema([("hash", pa.string()), *_schema()])),
+                mode="ignore",
+                partition_by=["hash"],
+                configuration={"delta.minReaderVersion": "1", "delta.minWriterVersion": "2"},
+            )
+        table = DeltaTable(path)
+        if "storage" not in {field.name for field in table.schema().fields}:
+            table.alter.add_columns([Field("storage", PrimitiveType("string"))])
+        return table
+
+
+def _schema() -> Any:
+    """Of a data file: the partition's column is in its folder's name."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("block", pa.int32()),
+            ("storage", pa.string()),
+            ("ids", pa.list_(pa.string())),
+            ("vectors", pa.binary()),
+        ]
+    )
+
+
+def _row(block: int, storage: str, ids: Sequence[str], data: Any) -> Any:
+    import pyarrow as pa
+
+    ends = np.array([0, len(data)], dtype="<i4")
+    return pa.record_batch(
+        [
+            pa.array([block], pa.int32()),
+            pa.array([storage], pa.string()),
+            pa.array([list(ids)], pa.list_(pa.string())),
+            pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)]),
+        ],
+        schema=_schema(),
+    )
