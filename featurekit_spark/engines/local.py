@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ from featurekit_spark.cache.base import Found
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.batch_size import with_batches_for
 from featurekit_spark.engines.lookup import Candidates, former_entries, stage_candidates
+from featurekit_spark.engines.programs import PROGRAM_ROWS, is_program
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan
@@ -46,6 +49,8 @@ class LocalEngine:
         """`found`: the stage's candidates, where they were looked up before."""
         store, rows = evaluator.store, evaluator.batch_rows
         job = with_batches_for(stage, len(keys), job)
+        if keys and is_program(stage, partial(keys_of, stage.space.key, keys[0]), evaluator, job):
+            job = replace(job, batch_rows=max(job.batch_rows, PROGRAM_ROWS))
         evaluator.batch_rows = job.batch_rows
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
             if found is None:

@@ -29,10 +29,10 @@ def is_program(
     group_key: Callable[[tuple[str, ...]], Key],
     evaluator: Evaluator,
     job: Job,
-    session: Callable[[], SparkSession],
+    session: Callable[[], SparkSession] | None = None,
 ) -> bool:
     """Whether a builder of the stage says that it distributes its work itself, given what its group's features are.
-    `group_key`: the group's key under the given fields."""
+    `group_key`: the group's key under the given fields; without a session it is asked in the evaluator's context."""
     for builder in stage.builders:
         bound = job.bindings[builder]
         if type(bound.builder).distributes is FeatureBuilder.distributes:
@@ -44,8 +44,8 @@ def is_program(
                 if result is None or result.failed:
                     return False  # nothing will be built
                 shared[dep.name] = result.value
-        view = bound.view(_OnSpark(job.context, session))
-        if bound.builder.distributes(shared, bound.config, view):
+        context = evaluator.context if session is None else _OnSpark(job.context, session)
+        if bound.builder.distributes(shared, bound.config, bound.view(context)):
             return True
     return False
 
