@@ -85,6 +85,18 @@ def test_answers_are_found_by_a_later_attempt(cache: DeltaCache) -> None:
     assert journal_of(cache, "run-2").find("Title", wanted) == {}
 
 
+def test_answers_of_a_run_elsewhere_are_found_as_they_come(cache: DeltaCache) -> None:
+    lamp, sofa = entry("a", "lamp"), entry("b", "sofa")
+    journal, looking = journal_of(cache), Elsewhere(cache.journals, cache)
+    with journal.opened():
+        assert looking.find("Title", [lamp.entry_id]) == {}
+        journal.add(rows(lamp))
+        away = pickle.loads(pickle.dumps(looking))
+        for one in (looking, away):
+            found = one.find("Title", [lamp.entry_id, sofa.entry_id])
+            assert {entry_id: answer.value for entry_id, answer in found.items()} == {lamp.entry_id: b"lamp"}
+
+
 def test_what_a_dead_run_left_is_taken_in_once(cache: DeltaCache) -> None:
     known = entry("a", "lamp")
     cache.append(rows(known))
