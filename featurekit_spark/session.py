@@ -246,7 +246,7 @@ class Session:
             refuse_new_calls(plan, graph, job, key)
         back = state.begin()
         try:
-            execution = until_answered(graph, job, lambda: self._executed(plan, graph, job, key, readings))
+            execution = self._executed(plan, graph, job, key, readings)
         except BaseException as error:
             self.ended_early = ended_early(self.cache, graph, job, key, self._execution_of(run_id), error)
             raise
@@ -311,12 +311,17 @@ class Session:
             leases=self.leases,
             evaluator=lambda: self._evaluator_of(job.run_id),
         )
-        with paying as job, handing_in(graph, job):
-            execution = self.execution = execution_for(
-                plan, graph, job, self.engine, group=key, readings=readings
-            )
-            execution.run()
-        return execution
+        with paying as job:  # for as long as the run may wait: a journal that is closed is a dead run's
+
+            def once() -> Execution:
+                with handing_in(graph, job):
+                    execution = self.execution = execution_for(
+                        plan, graph, job, self.engine, group=key, readings=readings
+                    )
+                    execution.run()
+                return execution
+
+            return until_answered(graph, job, once)
 
     def _execution_of(self, run_id: str) -> Execution | None:
         execution = self.execution
