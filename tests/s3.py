@@ -155,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         body, query = self._begin()
         if not self._signed(query):
             return self._deny()
+        if self._is_refused():
+            return self._answer(403, _error("AccessDenied"))
         if "delete" in query:
             names = [node.text or "" for node in ElementTree.fromstring(body).iter() if _is(node, "Key")]
             for name in names:
@@ -174,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         _, query = self._begin()
         if not self._signed(query):
             return self._deny()
+        if self._is_refused():
+            return self._answer(403, _error("AccessDenied"))
         self.store.objects.pop(self._key, None)
         return self._answer(204, b"")
 

@@ -133,9 +133,15 @@ class Journal:
                 )
         return self._seen
 
-    def close(self) -> None:
-        """Nothing can be added any more: by workers that outlive their driver, say, once another run takes it in."""
-        self.folder.remove(f"{self.run_id}/{_BEGUN}.arrow")
+    def close(self) -> bool:
+        """Nothing can be added any more: by workers that outlive their driver, say, once another run takes it in. False
+        where it stays open, as nothing may be removed there."""
+        try:
+            self.folder.remove(f"{self.run_id}/{_BEGUN}.arrow")
+        except OSError as error:
+            _log.warning("the journal of run %s stays open: %s", self.run_id, self.folder.told(error))
+            return False
+        return True
 
     def _is_open(self) -> bool:
         return bool(self.folder.info(f"{self.run_id}/{_BEGUN}.arrow").is_file)
@@ -200,8 +206,11 @@ class Journal:
                 self.folder.write(f"{self.run_id}/{_OBSERVED}", b"told")
 
     def forget(self) -> None:
-        """Remove the run's files: the cache has what is in them."""
-        self.folder.remove_all(self.run_id)
+        """Remove the run's files: the cache has what is in them. Where that fails, later runs pass over them."""
+        try:
+            self.folder.remove_all(self.run_id)
+        except OSError as error:
+            _log.warning("the journal of run %s is not removed: %s", self.run_id, self.folder.told(error))
 
     def _write(self, name: str, rows: pa.Table) -> None:
         path = f"{self.run_id}/{name}.arrow"
@@ -248,9 +257,8 @@ def take_in(
     for run_id in _runs_in(folder):
         with _reached(folder), claimed(folder, run_id) as is_dead:
             journal = Journal(folder, run_id)
-            if is_dead:
-                journal.close()
-            elif nobody_runs:
+            ended = is_dead and journal.close()
+            if nobody_runs and not is_dead:
                 raise LockedError(
                     f"run {run_id} goes on, or was killed a short while ago: {folder} has its journal. Try again when "
                     f"it is done; a run that was killed is over after {SILENCE_S:g} s."
@@ -271,7 +279,7 @@ def take_in(
                 if any(new):
                     cache.append(own.filter(pa.array(new)).drop(["recorded"]))
                     taken += sum(new)
-            if is_dead and not unread:
+            if ended and not unread:
                 if observer is not None:
                     journal.show(observer, models or {})
                 journal.forget()

@@ -57,7 +57,7 @@ def claimed(folder: Folder, run_id: str) -> Iterator[bool]:
         is_over = _is_silent(folder, name)
         yield is_over
         if is_over:
-            folder.remove(name)
+            _remove(folder, name)
         return
     try:
         with alive(folder, run_id):
@@ -111,5 +111,5 @@ def _is_silent(folder: Folder, name: str) -> bool:
         return True
     folder.write(_CLOCK, b"now")
     now = folder.info(_CLOCK)
-    folder.remove(_CLOCK)
+    _remove(folder, _CLOCK)
     return bool((now.mtime - last.mtime).total_seconds() > SILENCE_S)

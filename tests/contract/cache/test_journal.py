@@ -370,6 +370,22 @@ def test_a_store_that_refuses_to_write_costs_no_call(
     assert len(counter.asked()) == 20
 
 
+def test_where_nothing_may_be_removed_runs_go_on(
+    remote: DeltaCache, store: Store, tmp_path: Path, caplog: Any
+) -> None:
+    journal_of(remote, "run-9").add(rows(entry("a", "lamp")))
+    counter = Counter(tmp_path / "calls", 20)
+    store.tell(refused="^(DELETE|POST) ")
+    assert run(remote, counter).status == "ok"
+    assert "run-9 stays open" in caplog.text and "is not removed" in caplog.text
+    assert len(remote.history("Title")) == 1 and len(counter.asked()) == 20
+    store.tell(ahead_s=SILENCE_S + 5, refused="^(DELETE|POST) ")
+    assert take_in(remote) == 0
+    store.tell(ahead_s=SILENCE_S + 5)
+    assert take_in(remote) == 0
+    assert not left(remote)
+
+
 def test_a_store_that_nobody_reaches_costs_no_call(tmp_path: Path) -> None:
     with s3_server() as gone:
         options = {**gone.options, "max_retries": "1", "retry_timeout": "1s"}
