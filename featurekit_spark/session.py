@@ -40,7 +40,7 @@ from featurekit_spark.paying import journaled, purse_for, refuse_new_calls
 from featurekit_spark.plan import Plan, PlanState, build_plan
 from featurekit_spark.readings import Readings
 from featurekit_spark.reasons import Why
-from featurekit_spark.records import EarlyEnd, ended_early, facts_of
+from featurekit_spark.records import EarlyEnd, ended_early, facts_of, with_earlier_goes
 from featurekit_spark.results import Counts
 from featurekit_spark.unchanged import Unchanged
 from featurekit_spark.why import why
@@ -138,6 +138,7 @@ class Session:
         self.engine: Engine = _engine(engine, spark, self.limits) if isinstance(engine, str) else engine
         self.execution: Execution | None = None  # under way, or the last one: tells how far a failed run came
         self.ended_early: EarlyEnd | None = None  # of the last run, where an error ended it
+        self._goes = 0  # of the last run: it is carried out anew when answers of a batch came
 
     def get(
         self,
@@ -218,7 +219,7 @@ class Session:
         every run asks again for the others.
         """
         plan, graph, bindings, key = self._prepare(targets, configs, group)
-        run_id, self.ended_early = run_id or uuid.uuid4().hex, None
+        run_id, self.ended_early, self._goes = run_id or uuid.uuid4().hex, None, 0
         job = Job(
             bindings,
             self.context,
@@ -251,6 +252,8 @@ class Session:
             self.ended_early = ended_early(self.cache, graph, job, key, self._execution_of(run_id), error)
             raise
         counts = execution.counts()
+        if self._goes > 1:
+            counts = with_earlier_goes(counts, self.cache, graph, run_id)
         errors = execution.errors(names)
         status: Literal["ok", "partial"] = "partial" if any(c.error for c in counts.values()) else "ok"
         result = RunResult(
@@ -314,9 +317,12 @@ class Session:
         with paying as job:  # for as long as the run may wait: a journal that is closed is a dead run's
 
             def once() -> Execution:
-                with handing_in(graph, job):
+                self._goes += 1
+                again = self._goes > 1 and job.failures is not None
+                own = replace(job, failures=job.failures.anew(job.now)) if again else job  # type: ignore[union-attr]
+                with handing_in(graph, own):
                     execution = self.execution = execution_for(
-                        plan, graph, job, self.engine, group=key, readings=readings
+                        plan, graph, own, self.engine, group=key, readings=readings
                     )
                     execution.run()
                 return execution
