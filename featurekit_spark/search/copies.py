@@ -30,7 +30,7 @@ from featurekit_spark.search.arguments import Floats
 from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, value_type
 
-__all__ = ["Copies", "Copy", "host_folder"]
+__all__ = ["Content", "Copies", "Copy", "host_folder"]
 
 _END: Final = ".matrix"
 _FORMAT: Final = "featurekit matrix 1"
@@ -58,6 +58,15 @@ class Copy:
     def vectors(self) -> Floats | RoundedRows:
         """What can be searched."""
         return as_rows(self.values, self.factors)
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a copy is made of: the blocks of its rows, in order."""
+
+    storage: str
+    ids: Ids
+    blocks: Iterable[Block]
 
 
 class Copies:
@@ -100,16 +109,10 @@ class Copies:
         return None
 
     def make(
-        self,
-        name: str,
-        storage: str,
-        dim: int,
-        ids: Ids,
-        blocks: Iterable[Block],
-        check: Callable[[Copy], None],
+        self, name: str, rows: int, dim: int, read: Callable[[], Content], check: Callable[[Copy], None]
     ) -> Copy:
-        """Write a copy from its blocks, in order, where no other process does meanwhile. `check` raises for content
-        that is not the matrix's. Raises ContextError where there is no room for it."""
+        """Write a copy of what `read` returns, unless another process does meanwhile. `check` raises for content that
+        is not the matrix's. Raises ContextError where there is no room for it."""
         folder = self.folder
         part = folder / f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
         with ExitStack() as held:
@@ -117,18 +120,19 @@ class Copies:
                 LockedError, ConfigError
             ):  # without a lock two may write it, and the second replaces it
                 held.enter_context(file_lock(folder / f".{name}.lock", timeout_s=_PATIENCE_S))
-            found = self.open(name, len(ids), dim)
+            found = self.open(name, rows, dim)
             if found is not None:
                 return found
-            ranks = ids.ranks()
-            layout = _Layout.of(name, storage, dim, ids, ranked=ranks is not None)
+            content = read()
+            ranks = content.ids.ranks()
+            layout = _Layout.of(name, content.storage, dim, content.ids, ranked=ranks is not None)
             try:
                 with part.open("wb") as file:
-                    _write(file, layout, ids, ranks, blocks)
+                    _write(file, layout, content.ids, ranks, content.blocks)
                     _sync(file)
                 with part.open("rb") as file:
                     _in_use(file)
-                    made = _mapped(file, name, len(ids), dim)
+                    made = _mapped(file, name, rows, dim)
                 if made is None:
                     raise CacheError(f"{part} is not what was written to it: is the disk of {folder} sound?")
                 check(made)

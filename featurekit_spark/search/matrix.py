@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from featurekit_spark.errors import CacheError, DataError
-from featurekit_spark.search.copies import Copies, Copy
+from featurekit_spark.search.copies import Content, Copies, Copy
 from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.incremental import Change, change_between
 from featurekit_spark.search.kernel import FlatIndex, Floats
@@ -163,6 +163,14 @@ class MatrixStore:
 
     def _copied(self, ref: MatrixRef) -> Copy:
         """A copy of what the table has; its blocks are never all in memory."""
+
+        def check(copy: Copy) -> None:
+            if _content_hash(copy.ids, copy.values, copy.factors, copy.storage) != ref.hash:
+                raise CacheError(f"matrix {ref.hash} in {self.path} is damaged: its content has another hash")
+
+        return self.copies.make(ref.hash, ref.rows, ref.dim, lambda: self._read(ref), check)
+
+    def _read(self, ref: MatrixRef) -> Content:
         from deltalake import DeltaTable, QueryBuilder
 
         if not DeltaTable.is_deltatable(self.path):
@@ -177,18 +185,14 @@ class MatrixStore:
         ids = Ids.of(member for block in sorted(heads) for member in heads[block]["ids"])
         if not heads or len(ids) != ref.rows:
             raise CacheError(self._gone(ref))
-        storage = heads[min(heads)]["storage"] or "float32"
+        numbers, storage = sorted(heads), heads[min(heads)]["storage"] or "float32"
 
         def blocks() -> Iterator[Block]:
-            for block in sorted(heads):
+            for block in numbers:
                 batch = next(_batches(query.execute(f"SELECT vectors {where} AND block = {block} LIMIT 1")))
                 yield unpack(batch.column(0)[0].as_buffer(), storage, ref.dim)
 
-        def check(copy: Copy) -> None:
-            if _content_hash(copy.ids, copy.values, copy.factors, storage) != ref.hash:
-                raise CacheError(f"matrix {ref.hash} in {self.path} is damaged: its content has another hash")
-
-        return self.copies.make(ref.hash, storage, ref.dim, ids, blocks(), check)
+        return Content(storage, ids, blocks())
 
     def _gone(self, ref: MatrixRef) -> str:
         return (
