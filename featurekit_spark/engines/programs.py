@@ -41,8 +41,8 @@ def is_program(
         for dep in bound.deps:
             if set(dep.builder.key) <= job.bindings.group_fields and not dep.on_fields:
                 result = evaluator.results.get(dep.builder.name, {}).get(group_key(dep.builder.key))
-                if result is None or result.failed:
-                    return False  # nothing will be built
+                if result is None or result.failed or result.value is None:
+                    return False  # nothing will be built, or nobody knows yet from what
                 shared[dep.name] = result.value
         context = evaluator.context if session is None else _OnSpark(job.context, session)
         if bound.builder.distributes(shared, bound.config, bound.view(context)):
