@@ -113,6 +113,7 @@ def test_what_builders_read_of_the_settings() -> None:
         "title_attribute": "name",
         "dimensions": {"locale": "en-US"},
         "top_k": 5,
+        "storage": "float32",
         "suggestions": 4,
         "temperature": 0.5,
         "max_tokens": 99,
