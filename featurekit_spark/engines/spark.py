@@ -26,6 +26,7 @@ from featurekit_spark.cache.base import Found
 from featurekit_spark.cache.staged import StagedFile, Staging, StagingCache
 from featurekit_spark.deferred import deferring
 from featurekit_spark.engines.affordable import affordable_parts
+from featurekit_spark.engines.batch_size import with_batches_for
 from featurekit_spark.engines.cluster import parallelism, shares
 from featurekit_spark.engines.local import LocalEngine
 from featurekit_spark.engines.lookup import as_table, former_entries, local_builders, stage_candidates
@@ -193,8 +194,11 @@ class SparkEngine:
             self._local.run_stage(stage, keys, evaluator, job, found)
             return
         session = self.session
+        job = with_batches_for(stage, len(keys), job)
         slots = self.partitions or parallelism(session)
-        size = max(1, min(job.batch_rows, math.ceil(len(keys) / (slots * _CHUNKS_PER_SLOT))))
+        # Of a paid stage one each: a chunk ends with its slowest call, and the next begins after it.
+        parts = slots * (1 if stage.paid else _CHUNKS_PER_SLOT)
+        size = max(1, min(job.batch_rows, math.ceil(len(keys) / parts)))
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
         cached = as_table(found)
         packed = (_pack(stage, chunk, evaluator, cached, job) for chunk in chunks)
