@@ -3,7 +3,7 @@
     .venv/bin/python scripts/docs_configuration.py            write the page
     .venv/bin/python scripts/docs_configuration.py --check    exit 1 if the page is not what would be written
 
-Keys, types and defaults come from the models in featurekit_spark/settings.py. What a key means is written below; a key
+Keys, types and defaults come from the models in featurekit_spark/settings/. What a key means is written below; a key
 without a meaning, or a meaning without a key, is an error.
 """
 
@@ -53,8 +53,8 @@ MEANINGS = {
     "other E5 models want one too.",
     "embedder.base_url": "The server's address, up to `/v1`.",
     "embedder.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
-    "embedder.api_key_secret": "Instead: a Databricks secret that is the API key, `scope/key` (extra `databricks`). See "
-    "[API keys](design/paid.md#api-keys).",
+    "embedder.api_key_secret": "Instead: a Databricks secret that is the API key, `scope/key` (extra `databricks`). "
+    "See [API keys](design/paid.md#api-keys).",
     "embedder.send_dim": "Whether the server is asked for `dim` dimensions; some refuse the question.",
     "embedder.batch_size": "Texts in one request, or in one call of a model of `sentence-transformers`.",
     "embedder.concurrency": "Requests in flight, of all tasks of a run together.",
@@ -67,8 +67,8 @@ MEANINGS = {
     "llm.base_url": "The server's address, up to `/v1`.",
     "llm.model": "The model's name. Needed when the provider is `openai`.",
     "llm.api_key_env": "Name of the environment variable that holds the API key. Never the key itself.",
-    "llm.api_key_secret": "Instead: a Databricks secret that is the API key, `scope/key` (extra `databricks`). See "
-    "[API keys](design/paid.md#api-keys).",
+    "llm.api_key_secret": "Instead: a Databricks secret that is the API key, `scope/key` (extra `databricks`). "
+    "See [API keys](design/paid.md#api-keys).",
     "llm.temperature": "Part of a request's identity; null leaves it to the provider.",
     "llm.max_tokens": "Longest answer, part of a request's identity; null leaves it to the provider.",
     "llm.answer_tokens": "How many tokens an answer is taken to have where a plan tells costs before there are any; "
@@ -109,14 +109,14 @@ MEANINGS = {
     "llm.retention.answers": "The same of answers. Of what only a hash is left is asked again when it is needed again.",
     "llm.retention.after_days": "Days after which it does so; a prompt is as old as its newest entry.",
     "search.top_k": "Recommendations per product.",
-    "search.storage": "Type of an embedding matrix's numbers: `float16` is half as large, `int8` a quarter; answers are "
-    "those of rounded vectors. See [search](design/search.md#smaller-types).",
+    "search.storage": "Type of an embedding matrix's numbers: `float16` is half as large, `int8` a quarter; answers "
+    "are those of rounded vectors. See [search](design/search.md#smaller-types).",
     "search.copies": "Folder of the files that processes map into memory, on every host or shared by all; null is the "
     "user's own below the host's temporary folder.",
     "search.copies_mb": "When such a file is made, those that nobody has open go, used longest ago first, until the "
     "rest take so much.",
-    "search.mode": "`broadcast` maps the matrix of embeddings into memory on every host, `partitioned` searches it part "
-    "by part with the same answers, `auto` chooses by its size; `ivf` looks at some inverted lists only.",
+    "search.mode": "`broadcast` maps the matrix of embeddings into memory on every host, `partitioned` searches it "
+    "part by part with the same answers, `auto` chooses by its size; `ivf` looks at some inverted lists only.",
     "search.memory_mb": "The largest matrix, in MB, that `auto` maps into memory.",
     "search.lists": "Inverted lists of `ivf`; null is four times the root of the number of products.",
     "search.nprobe": "Inverted lists that a query of `ivf` looks at.",
@@ -169,7 +169,7 @@ MEANINGS = {
 INTRODUCTION = f"""\
 # Configuration
 
-Written by `scripts/docs_configuration.py` from the models in `featurekit_spark/settings.py`; a test compares.
+Written by `scripts/docs_configuration.py` from the models in `featurekit_spark/settings/`; a test compares.
 
 A run's settings come from five places, each over the one before: the defaults below, the file given by
 `--conf-file`, `merchants/{{merchant}}.yaml` in that file's folder (a merchant without one gets the defaults),
