@@ -153,13 +153,21 @@ class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
 
     @dataclass(frozen=True)
     class Config:
-        """Whose vectors are in the matrix: the embedder's identity; and the type that they are rounded to."""
+        """Whose vectors are in the matrix: the embedder's identity."""
 
         embedder: str
-        storage: str = "float32"
+
+    @dataclass(frozen=True)
+    class Rounded(Config):
+        """And the type that they are rounded to."""
+
+        storage: str
 
     def default_config(self, context: Any) -> Config:
-        return self.Config(context.embedder.identity, context.merchant_config.get("storage", "float32"))
+        storage = context.merchant_config.get("storage", "float32")
+        if storage == "float32":
+            return self.Config(context.embedder.identity)
+        return self.Rounded(context.embedder.identity, storage)
 
     def build_one(self, inputs: dict[str, Any], config: Config, context: Any) -> dict[str, Any]:
         if config.embedder != context.embedder.identity:
@@ -175,7 +183,8 @@ class ProductEmbeddingDB(FeatureBuilder[dict[str, Any]]):
             if rows
             else np.empty((0, context.embedder.dim), np.float32)
         )
-        ref = context.matrices.put(ids, vectors, storage=config.storage)
+        storage = config.storage if isinstance(config, self.Rounded) else "float32"
+        ref = context.matrices.put(ids, vectors, storage=storage)
         return {"hash": ref.hash, "rows": ref.rows, "dim": ref.dim, "path": ref.path}
 
 
