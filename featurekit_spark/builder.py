@@ -232,7 +232,7 @@ class FeatureBuilder(Generic[V]):
     def distributes(self, shared: Mapping[str, Any], config: Any, context: Any) -> bool:
         """Whether `build` distributes its work itself, for a group whose group-level deps have the values `shared`, by
         name. Spark then calls it in the driver, for many keys at once, and context attributes that have
-        `on_spark(session)` are what that returns. Asked in the driver before, and may prepare what `build` will need."""
+        `on_spark(session)` are what that returns. Asked in the driver before; may prepare what `build` will need."""
         return False
 
     def get(self, key: Key, config: Any, context: Any, controller: Controller) -> tuple[V | None, str]:
