@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, FeatureBuilder, import_path, load_builder
@@ -178,7 +179,7 @@ def take_in_answers(graph: Graph, job: Job) -> frozenset[str]:
     """Before anything is planned or refused: what came of earlier runs' calls, of any group, becomes entries under
     those runs' names. What no builder can read stays where it is, for a run whose builder does.
 
-    The entry_ids of what is still to come.
+    The entry_ids of what is still to come, and is asked once more all the same.
     """
     found: set[str] = set()
     for client in collecting(graph, job.context):
@@ -189,7 +190,8 @@ def take_in_answers(graph: Graph, job: Job) -> frozenset[str]:
                 taken += take_in(answers, job.cache, job.context, job.now, fallback=(job.bindings, own))
         if taken:
             job.cache.drop_marks()
-        found |= on_the_way([client]).keys()
+        if client.pays_again:
+            found |= on_the_way([client]).keys()
     return frozenset(found)
 
 
@@ -249,18 +251,29 @@ def _append(cache: FeatureCache, evaluator: Evaluator, bound: Bound, run_id: str
     for row in entries.filter(old).to_pylist():
         entry = living[row["entry_id"]]
         if entry.run_id != run_id and row["status"] == "ok":
-            twice.append({**row, "entry_id": digest("paid twice", row["entry_id"], run_id), "key": entry.key})
+            # Under a name of its own, and with inputs that make this name.
+            inputs = digest("paid twice", row["entry_id"], run_id)
+            identity = entry_id(bound.name, bound.config_hash, row["key"], inputs)
+            twice.append({**row, "entry_id": identity, "inputs_hash": inputs, "key": entry.key})
             pointers.append(_still(entry, now, run_id))
-    rows = pa.concat_tables([_without(entries, old), pa.Table.from_pylist(twice, schema=entries.schema)])
+    new = entries.filter(pc.invert(old))
+    is_error = pc.equal(new["status"], "error")
+    # No answer is found by these, so that they are looked for by their names: a process may have died before `done`.
+    unfound = pa.concat_tables([new.filter(is_error), pa.Table.from_pylist(twice, schema=entries.schema)])
+    unfound = _not_stored(cache, unfound, bound.name, run_id)
+    rows = pa.concat_tables([new.filter(pc.invert(is_error)), unfound])
     if len(rows):
         cache.append(rows, pointers)
     return len(rows)
 
 
-def _without(entries: pa.Table, old: pa.Array) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return entries.filter(pc.invert(old))
+def _not_stored(cache: FeatureCache, rows: pa.Table, builder: str, run_id: str) -> pa.Table:
+    """Rows of this run of which the cache has none by the same name."""
+    if not len(rows) or not cache.has(builder):
+        return rows
+    stored = cache.history(builder, ("entry_id", "run_id"))
+    own = stored.filter(pc.equal(stored["run_id"], run_id))["entry_id"].unique()
+    return rows.filter(pc.invert(pc.is_in(rows["entry_id"], own)))
 
 
 def _still(entry: Entry, now: datetime, run_id: str) -> TraceRow:

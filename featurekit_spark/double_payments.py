@@ -49,9 +49,9 @@ class PaidTwice:
 
 
 class DoublePayments:
-    """Of one run. `on_the_way`: entry_ids of answers that were handed in, and paid for, before it began. `look` each
-    time when answers have just become durable: what another run has put there by then came before them, and what comes
-    later counts itself."""
+    """Of one run. `on_the_way`: entry_ids of answers that were handed in, and paid for, before it began, and that it
+    does not wait for. `look` each time when answers have just become durable: what another run has put there by then
+    came before them, and what comes later counts itself."""
 
     def __init__(self, run_id: str, on_the_way: frozenset[str] = frozenset()) -> None:
         self._run_id, self._on_the_way = run_id, on_the_way

@@ -22,11 +22,12 @@ from featurekit_spark import aio
 from featurekit_spark.budget import Budget
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.double_payments import PaidTwice
 from featurekit_spark.errors import AnswersPendingError, BudgetError, ContextError, NewCallsError
 from featurekit_spark.llm import StructuredCompletion
 from featurekit_spark.llm.batch_desk import BatchLimits
 from featurekit_spark.paid.retry import RetryPolicy
-from featurekit_spark.session import Session
+from featurekit_spark.session import RunResult, Session
 from featurekit_spark.testing.chat import ChatServer, chat_server
 from tests.batch_shop import FAST, Ids, Prompt, Reply, World, model, run
 
@@ -374,6 +375,24 @@ def test_an_answer_that_does_not_fit_is_repaired_in_a_second_batch(shop: Shop) -
     assert shop.records() == []
     rows = shop.cache.history("Moods").to_pylist()
     assert {row["key"]: row["usd"] for row in rows} == {'["red lamp"]': 27.0, '["sofa"]': 13.5}
+
+
+def test_a_run_that_waits_for_what_was_on_its_way_pays_for_nothing_twice(shop: Shop) -> None:
+    shop.server.answer = lambda prompt: '{"mood": "calm"}' if "does not fit" in prompt else "calm, I'd say"
+    shop.server.batches.polls = 1
+
+    def found(**options: Any) -> RunResult:
+        llm = shop.model(**options)
+        try:
+            return Session(World(llm, SHOPS), shop.cache, engine="local").run(Verdict.over(Ids), shop="a")
+        finally:
+            aio.run(llm.aclose())
+
+    with pytest.raises(AnswersPendingError):
+        found()
+    result = found(wait_s=20.0)
+    assert len(shop.server.batches.prompts) == 4, "each of two prompts and its repair"
+    assert result.paid_twice == PaidTwice() and not result.warnings
 
 
 def test_two_jobs_at_once_hand_a_prompt_in_once(shop: Shop) -> None:

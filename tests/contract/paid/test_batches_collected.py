@@ -22,6 +22,7 @@ import pytest
 from featurekit_spark import aio
 from featurekit_spark.budget import Budget
 from featurekit_spark.cache.delta import DeltaCache
+from featurekit_spark.cache.verify import verify
 from featurekit_spark.deferred import take_in
 from featurekit_spark.errors import AnswersPendingError, NewCallsError
 from featurekit_spark.llm import OpenAIChat
@@ -30,6 +31,7 @@ from featurekit_spark.llm.batch_answers import collected
 from featurekit_spark.llm.batch_beside import ChatBesideBatches
 from featurekit_spark.llm.batch_records import BatchRecords
 from featurekit_spark.paid.prices import Price
+from featurekit_spark.report.cost import paid_lots, summed
 from featurekit_spark.session import RunResult, Session
 from featurekit_spark.testing.chat import ChatServer, chat_server
 from tests.batch_shop import FAST, Ids, Reply, World, model
@@ -209,6 +211,7 @@ def test_paying_again_is_counted_as_paid_twice_and_changes_no_answer_later(shop:
     assert paid == {("sofa", 27.0): 1, ("red lamp", 27.0): 1, ("sofa", 13.5): 1, ("desk", 13.5): 1}
     assert shop.result(shop.online(), "b").values(Reply) == {("b", "p1"): "<Sofa>", ("b", "p2"): "<DESK>"}
     assert shop.records() == []
+    assert verify(shop.cache).damage == (), "a cache that is whole has entries whose parts agree"
 
 
 def test_a_plan_tells_what_is_on_its_way_before_it_costs(shop: Shop) -> None:
@@ -241,6 +244,24 @@ def test_what_was_taken_in_by_a_run_that_died_before_it_said_so_is_one_entry(sho
     assert shop.result(llm).values(Reply) == A
     assert shop.keys() == ["red lamp", "sofa"]
     assert (shop.records(), len(shop.server.batches.prompts)) == ([], 2)
+
+
+def test_what_gave_no_answer_is_taken_in_once_too(shop: Shop) -> None:
+    """An error, and what was paid twice: by processes that died before they said so."""
+    shop.server.batches.fails = {"desk": (400, "content_filter")}
+    shop.server.batches.polls = 1_000
+    shop.pending(shop.batch(), "b")
+    shop.result(shop.online(pending="pay"))
+    shop.server.batches.polls = 0
+    llm = shop.batch()
+    for _ in range(2):
+        for answers in collected(llm.desk, llm.chat, "killed"):
+            take_in(replace(answers, done=lambda: None), shop.cache, None, datetime.now(UTC))
+    aio.run(llm.aclose())
+    found = Counter((json.loads(row["key"])[0], row["status"]) for row in shop.entries())
+    assert found == {("sofa", "ok"): 2, ("red lamp", "ok"): 1, ("desk", "error"): 1}
+    (total,) = summed(paid_lots(shop.cache), ())
+    assert (total.calls, total.failed) == (4, 1)
 
 
 def test_files_at_the_provider_are_removed_and_a_failure_is_tried_again(
