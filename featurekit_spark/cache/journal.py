@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -150,7 +150,7 @@ class Journal:
         """Answers by key, for key -> entry_id."""
         with self._lock:
             if self._found is None:
-                rows, unread = _rows_of(self.folder, self.run_id)
+                rows, _, unread = _rows_of(self.folder, self.run_id)
                 if unread:
                     raise CacheError(
                         f"answers in the journal {self.folder}/{self.run_id} cannot be read: {unread[0]}. Nobody is "
@@ -205,9 +205,20 @@ class Journal:
             with suppress(OSError):  # then it is told twice
                 self.folder.write(f"{self.run_id}/{_OBSERVED}", b"told")
 
-    def forget(self) -> None:
-        """Remove the run's files: the cache has what is in them. Where that fails, later runs pass over them."""
+    def forget(self, read: Sequence[str] | None = None) -> None:
+        """Remove the run's files: the cache has what is in them. Where that fails, later runs pass over them.
+
+        `read`: what another run has read. Where nothing can be locked the run may have begun since, after a sleep: what
+        it has added stays, as it was told that it is durable.
+        """
+        own = {*(read or ()), f"{self.run_id}/{_OBSERVED}"}
         try:
+            if read is not None and self.folder.local is None:
+                there = {info.path for info in self.folder.infos(self.run_id)}
+                if there - own:
+                    for path in sorted(there & own):
+                        self.folder.remove(path)
+                    return
             self.folder.remove_all(self.run_id)
         except OSError as error:
             _log.warning("the journal of run %s is not removed: %s", self.run_id, self.folder.told(error))
@@ -263,7 +274,7 @@ def take_in(
                     f"run {run_id} goes on, or was killed a short while ago: {folder} has its journal. Try again when "
                     f"it is done; a run that was killed is over after {SILENCE_S:g} s."
                 )
-            rows, unread = _rows_of(folder, run_id)
+            rows, read, unread = _rows_of(folder, run_id)
             for problem in unread:
                 _log.warning("the journal of run %s stays for a later one: %s", run_id, problem)
             for name in rows["builder"].unique().to_pylist():
@@ -282,7 +293,7 @@ def take_in(
             if ended and not unread:
                 if observer is not None:
                     journal.show(observer, models or {})
-                journal.forget()
+                journal.forget(read)
     return taken
 
 
@@ -307,9 +318,9 @@ def _reached(folder: Folder) -> Iterator[None]:
         ) from error
 
 
-def _rows_of(folder: Folder, run_id: str) -> tuple[pa.Table, list[str]]:
-    """Everything in a run's journal (ENTRY_SCHEMA), and what could not be read. A damaged file is passed over and put
-    aside, with a warning."""
+def _rows_of(folder: Folder, run_id: str) -> tuple[pa.Table, list[str], list[str]]:
+    """Everything in a run's journal (ENTRY_SCHEMA), the files of answers that it is from, and what could not be read. A
+    damaged file is passed over and put aside, with a warning."""
     names = [
         info.path
         for info in folder.infos(run_id)
@@ -331,4 +342,5 @@ def _rows_of(folder: Folder, run_id: str) -> tuple[pa.Table, list[str]]:
                 folder.storage.move(path, aside)
             continue
         tables.append(rows.append_column("recorded", pa.array([0] * len(rows), pa.int64())))
-    return pa.concat_tables(tables), unread
+    answers = [name for name in names if not name.endswith(f"/{_BEGUN}.arrow")]
+    return pa.concat_tables(tables), answers, unread

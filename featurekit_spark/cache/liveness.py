@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from featurekit_spark.cache.folder import Folder
 from featurekit_spark.errors import CacheError, LockedError
@@ -25,7 +25,8 @@ __all__ = ["BEAT_S", "SILENCE_S", "alive", "claimed", "runs_among"]
 BEAT_S: Final = 20.0
 SILENCE_S: Final = 300.0
 """Seconds without a beat after which a run is taken for dead: far more than a store that answers slowly needs."""
-_CLOCK: Final = ".clock"
+_CLOCK: Final = ".clock"  # one name, so that none are left where nothing may be removed
+_ASKED: Final = 5  # times, as runs that begin together remove each other's
 
 
 def runs_among(infos: Iterable[Any]) -> set[str]:
@@ -56,7 +57,7 @@ def claimed(folder: Folder, run_id: str) -> Iterator[bool]:
         name = f".{run_id}.alive"
         is_over = _is_silent(folder, name)
         yield is_over
-        if is_over:
+        if is_over and _is_silent(folder, name):  # it may have slept, and go on
             _remove(folder, name)
         return
     try:
@@ -109,7 +110,16 @@ def _is_silent(folder: Folder, name: str) -> bool:
     last = folder.info(name)
     if not last.is_file:
         return True
-    folder.write(_CLOCK, b"now")
-    now = folder.info(_CLOCK)
-    _remove(folder, _CLOCK)
-    return bool((now.mtime - last.mtime).total_seconds() > SILENCE_S)
+    now = _now(folder)
+    return now is not None and last.mtime is not None and (now - last.mtime).total_seconds() > SILENCE_S
+
+
+def _now(folder: Folder) -> datetime | None:
+    """By the store's clock; None where it does not tell, as then nobody is over."""
+    for _ in range(_ASKED):
+        folder.write(_CLOCK, b"now")
+        written = folder.info(_CLOCK)
+        _remove(folder, _CLOCK)
+        if written.mtime is not None:
+            return cast(datetime, written.mtime)
+    return None

@@ -196,11 +196,13 @@ def _calls(entries: pa.Table, paid: set[str]) -> Iterator[dict[str, Any]]:
     ok = pc.not_equal(entries["status"], "error")
     built = pc.or_(costly, pc.if_else(ok, pc.is_valid(entries["seconds"]), _own_failure(entries)))
     rows = entries.filter(pc.and_(pc.or_(costly, of_paid), built))
-    # The same row may have been appended twice, under two times.
+    # The same answer may have been appended twice, by two runs, under two times: `seconds` tell how long it took until
+    # its journal had it, or its share of the batch that it was built in.
     rows = rows.set_column(rows.column_names.index("attempts"), "attempts", _attempts(rows))
-    same = ["builder", "entry_id", "run_id", "config_hash", "status", "seconds", "tokens", "usd"]
+    same = ["builder", "entry_id", "run_id", "config_hash", "status", "tokens", "usd"]
     same += ["attempts", "estimated_tokens"]
-    first = rows.select([*same, "recorded"]).group_by(same).aggregate([("recorded", "min")])
+    first = rows.select([*same, "seconds", "recorded"]).group_by(same)
+    first = first.aggregate([("seconds", "min"), ("recorded", "min")])
     failed = pc.equal(first["status"], "error")
     usd = first["usd"].cast(_USD, safe=False)
     lots = pa.table(
@@ -212,7 +214,7 @@ def _calls(entries: pa.Table, paid: set[str]) -> Iterator[dict[str, Any]]:
             "tokens": first["tokens"],
             "usd": usd,
             "unpriced": pc.is_null(usd).cast(pa.int64()),
-            "seconds": first["seconds"],
+            "seconds": first["seconds_min"],
             "attempts": first["attempts"],
             "failed_attempts": pc.max_element_wise(
                 pc.subtract(first["attempts"], pc.invert(failed).cast(pa.int64())), 0

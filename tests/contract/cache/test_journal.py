@@ -21,9 +21,10 @@ import pytest
 
 from featurekit_spark.cache.delta import DeltaCache
 from featurekit_spark.cache.elsewhere import Elsewhere
+from featurekit_spark.cache.folder import Folder
 from featurekit_spark.cache.invalidate import invalidate
 from featurekit_spark.cache.journal import Journal, take_in
-from featurekit_spark.cache.liveness import SILENCE_S, alive
+from featurekit_spark.cache.liveness import SILENCE_S, alive, claimed
 from featurekit_spark.errors import CacheError, ConfigError, FeaturekitError, LockedError
 from featurekit_spark.testing.behaviour import entry, rows
 from tests.paid_shop import MICRO_BATCH, Counter, Use, run
@@ -320,6 +321,58 @@ def test_a_run_that_was_taken_for_dead_keeps_nothing_that_nobody_takes_in(
             journal.add(rows(entry("b", "sofa")))
         raise CacheError("as the run that it ends")
     assert [row["value"] for row in remote.history("Title").to_pylist()] == [b"lamp"]
+
+
+def test_a_run_that_begins_while_it_is_taken_for_dead_keeps_what_it_was_told(
+    remote: DeltaCache, store: Store, monkeypatch: Any
+) -> None:
+    """Its machine slept before the first call. Nothing was closed, so that its answers are durable when they come."""
+    journal, read_all = remote.journal("run-1", size=2), Folder.read_all
+
+    def wakes(folder: Folder, names: Any) -> Any:
+        monkeypatch.setattr(Folder, "read_all", read_all)
+        journal.folder.write(".run-1.alive", b"a beat")
+        journal.add(rows(entry("a", "lamp")))
+        return read_all(folder, names)
+
+    with journal.opened():
+        store.tell(ahead_s=SILENCE_S + 5)
+        monkeypatch.setattr(Folder, "read_all", wakes)
+        assert take_in(remote) == 0
+        assert ".run-1.alive" in left(remote), "it goes on, and is seen to"
+        journal.add(rows(entry("b", "sofa")))
+        assert take_in(remote) == 2
+    assert not left(remote)
+
+
+class AskedMeanwhile(Folder):
+    """Another run asks for the time as well, and removes what the first had written to know it."""
+
+    asked = 0
+
+    def info(self, name: str) -> Any:
+        if name == ".clock" and AskedMeanwhile.asked > 0:
+            AskedMeanwhile.asked -= 1
+            self.remove(name)
+        return super().info(name)
+
+
+@pytest.mark.parametrize(("asked", "is_told"), [(0, True), (2, True), (100, False)])
+def test_runs_that_begin_together_ask_for_the_time_at_once(
+    remote: DeltaCache, store: Store, asked: int, is_told: bool
+) -> None:
+    assert remote.journals is not None
+    folder = AskedMeanwhile(remote.journals.uri, remote.journals.options)
+    with alive(folder, "run-1"):
+        for ahead_s in (0, SILENCE_S + 5):
+            folder.write(".run-1.alive", b"a beat")
+            store.tell(ahead_s=ahead_s)
+            AskedMeanwhile.asked = asked
+            with claimed(folder, "run-1") as is_over:
+                assert is_over == (is_told and ahead_s > 0), "nobody is over where the time is not told"
+                folder.write(".run-1.alive", b"a beat")
+            AskedMeanwhile.asked = 0
+        assert left(remote) == [".run-1.alive"]
 
 
 class ClosedMeanwhile(Journal):

@@ -74,12 +74,19 @@ def entries(draw: Any) -> dict[str, Any]:
         "run_id": draw(st.sampled_from(["r1", "r2", "gone"])),
         "status": "error" if failed else "ok",
         "error": f"{draw(st.sampled_from([builder, 'Input']))}[{number}]: no" if failed else None,
-        "seconds": 0.5,
+        "seconds": draw(st.floats(0, 9)),
         "tokens": draw(st.none() | st.integers(0, 1000)) if paid else None,
         "usd": draw(AMOUNTS) if paid else None,
         "attempts": draw(st.none() | st.integers(0, 6)),
         "recorded": int(START.timestamp() * 1e9) + draw(st.integers(0, 3)) * 86_400 * 10**9,
     }
+
+
+@st.composite
+def appended(draw: Any) -> list[dict[str, Any]]:
+    """An entry as often as runs have appended it: each at its time, and as it knew how long it took."""
+    row, more = draw(entries()), draw(st.lists(entries(), max_size=2))
+    return [row, *({**row, "seconds": copy["seconds"], "recorded": copy["recorded"]} for copy in more)]
 
 
 def requests(row: dict[str, Any]) -> int:
@@ -93,8 +100,9 @@ def record(run_id: str, merchant: str, calls: int) -> RunRecord:
     return RunRecord(run_id, json.dumps([merchant, "US"]), START, "ok", told, int(START.timestamp() * 1e9))
 
 
-@given(st.lists(entries(), max_size=30), st.integers(0, 40), st.integers(0, 40))
-def test_every_call_is_counted_once(rows: list[dict[str, Any]], first: int, second: int) -> None:
+@given(st.lists(appended(), max_size=30), st.integers(0, 40), st.integers(0, 40))
+def test_every_call_is_counted_once(copies: list[list[dict[str, Any]]], first: int, second: int) -> None:
+    rows = [row for of_one in copies for row in of_one]
     table = pa.Table.from_pylist(rows, schema=ENTRY_SCHEMA)
     records = [record("r1", "abt", first), record("r2", "buy", second)]
     found = spent_in(table, records, merchants={"gone": "abt", "r2": "somebody"})
