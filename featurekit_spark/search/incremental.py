@@ -82,13 +82,14 @@ def merge_top_k(
         fresh_scores, at = change.index.ranked(queries, min(places, len(change.fresh)), floor=unseen)
         scores = np.concatenate([scores, fresh_scores], axis=1)
         rows = np.concatenate([rows, np.where(at < 0, -1, change.fresh[at])], axis=1)
-    order = np.lexsort((index.rank_of(rows), -scores), axis=-1)[:, :places]
+    order = np.lexsort((index.rank_of(rows), -scores), axis=-1)
     best = np.take_along_axis(scores, order, axis=1)
-    # Certain: up to the last member that survives, as the unseen rank after it; and what scores more than they do.
+    # Certain: up to the last member that survives, as the unseen rank after it, also where new ones push it out of the
+    # list; and what scores more than they do.
     of_old = (order < places) & (best > -np.inf)
     certain = np.logical_or.accumulate(of_old[:, ::-1], axis=1)[:, ::-1] | (best > unseen[:, None])
-    right = np.logical_and.accumulate(certain, axis=1)
-    found = np.where(right, np.take_along_axis(rows, order, axis=1), -1)
+    right, best = np.logical_and.accumulate(certain, axis=1)[:, :places], best[:, :places]
+    found = np.where(right, np.take_along_axis(rows, order[:, :places], axis=1), -1)
     settled = (np.count_nonzero(right, axis=1) >= old.k) | (unseen == -np.inf)
     return np.where(right, best, -np.inf), found, settled
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from featurekit_spark.search import FlatIndex, OldLists, merge_top_k
@@ -40,6 +41,7 @@ def full(vectors: Any, ids: Any, queries: Any, k: int) -> tuple[Any, Any]:
     margin=st.integers(0, 4),
     dim=st.sampled_from([2, 5, 32]),
 )
+@example(kind="few", seed=0, size=4, changed=3, gone=0, new=0, k=1, margin=0, dim=2)
 def test_equal_to_a_full_search(
     kind: str, seed: int, size: int, changed: int, gone: int, new: int, k: int, margin: int, dim: int
 ) -> None:
@@ -85,6 +87,17 @@ def test_equal_to_a_full_search(
     assert settled[~lost.any(axis=1)].all()
     spare = (old_scores > -np.inf).sum(axis=1) - k
     assert settled[lost.sum(axis=1) <= spare].all(), "a margin makes up for as many members"
+
+
+@pytest.mark.parametrize("margin", [0, 1])
+def test_a_list_that_lost_nothing_is_settled_where_new_ones_of_its_last_score_come_first(margin: int) -> None:
+    queries = np.array([[1, 0]], np.float32)
+    old_vectors, vectors = np.tile(queries, (2, 1)), np.tile(queries, (4, 1))
+    change = change_between(old_vectors, {"c": 0, "d": 1}, vectors, ["a", "b", "c", "d"])
+    lists = [[{"product_id": name, "score": 1.0} for name in "cd"[: 1 + margin]]]
+    old = OldLists.of(lists, 1, change.kept, margin=margin)
+    scores, rows, settled = merge_top_k(FlatIndex(vectors, ids=["a", "b", "c", "d"]), queries, old, change)
+    assert rows.tolist() == [list(range(1 + margin))] and (scores == 1.0).all() and settled.all()
 
 
 def test_a_list_that_lost_a_member_is_settled_where_new_rows_fill_it() -> None:
