@@ -28,6 +28,7 @@ __all__ = [
     "lengths",
     "parts",
     "ranks",
+    "row_numbers",
     "unit_rows",
 ]
 
@@ -149,20 +150,35 @@ def excluded_pairs(exclude: Any, queries: int, size: int) -> tuple[Rows, Rows]:
     if len(exclude) != queries:
         raise UsageError(f"exclude has {len(exclude)} items for {queries} queries; give one per query")
     if isinstance(exclude, np.ndarray) and exclude.ndim == 1 and exclude.dtype != object:
-        columns, rows = exclude, np.arange(queries)
+        columns, rows = row_numbers(exclude), np.arange(queries)
     else:
-        arrays = list(map(np.atleast_1d, exclude))
+        arrays = list(map(_no_flags, exclude))
         rows = np.repeat(np.arange(queries), np.fromiter(map(len, arrays), dtype=np.int64, count=queries))
-        columns = np.concatenate([none, *arrays])
-    if columns.dtype.kind not in "iuf" or (columns.astype(np.int64) != columns).any():
-        raise UsageError(
-            f"exclude must hold row numbers, found {columns.dtype} {columns[:_NAMED].tolist()!r}"
-        )
-    columns = columns.astype(np.int64, copy=False)
+        columns = row_numbers(np.concatenate([none, *arrays]))
     if len(columns) and columns.max() >= size:
         raise UsageError(f"exclude names row {columns.max()}, but the matrix has {size} rows")
     inside = columns >= 0
     return rows[inside], columns[inside]
+
+
+def row_numbers(rows: Any) -> Rows:
+    """int64 [n], whatever of one dimension at most holds them. UsageError where they are no row numbers."""
+    found = _no_flags(rows)
+    if found.dtype.kind not in "iuf" or (found.astype(np.int64) != found).any():
+        raise _no_rows(found)
+    return found.astype(np.int64, copy=False)
+
+
+def _no_flags(rows: Any) -> npt.NDArray[Any]:
+    """An array that is not bool: a mask beside numbers would become rows 0 and 1."""
+    found = np.atleast_1d(rows)
+    if found.dtype.kind == "b":
+        raise _no_rows(found)
+    return found
+
+
+def _no_rows(found: npt.NDArray[Any]) -> UsageError:
+    return UsageError(f"exclude must hold row numbers, found {found.dtype} {found[:_NAMED].tolist()!r}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featurekit_spark.errors import UsageError
-from featurekit_spark.search.arguments import Doubles, Floats, Mask, Rows
+from featurekit_spark.search.arguments import Doubles, Floats, Mask, Rows, row_numbers
 from featurekit_spark.search.blocks import Part, block_ranges, read_part
 from featurekit_spark.search.kernel import FlatIndex, Metric
 from featurekit_spark.search.matrix import MatrixRef, MatrixStore
@@ -120,9 +120,9 @@ def _within(exclude: Any, part: Part) -> Any:
         return None
     start, end = part.start, part.start + len(part.ids)
     if isinstance(exclude, np.ndarray) and exclude.ndim == 1 and exclude.dtype != object:
+        exclude = row_numbers(exclude)
         return np.where((exclude >= start) & (exclude < end), exclude - start, -1)
-    rows = (np.asarray(item, dtype=np.int64).ravel() for item in exclude)
-    return [own[(own >= start) & (own < end)] - start for own in rows]
+    return [own[(own >= start) & (own < end)] - start for own in map(row_numbers, exclude)]
 
 
 # -- on Spark --------------------------------------------------------------------------------------------------

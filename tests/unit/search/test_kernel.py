@@ -7,6 +7,8 @@ import pytest
 
 from featurekit_spark.errors import DataError, UsageError
 from featurekit_spark.search import FlatIndex, candidates, top_k
+from featurekit_spark.search.blocks import Part
+from featurekit_spark.search.partitioned import search_parts
 
 EYE = np.eye(4, dtype=np.float32)
 
@@ -52,6 +54,18 @@ def test_exclusion() -> None:
         top_k(EYE, EYE, 1, exclude=np.ones(4, dtype=bool))
     everything = [np.arange(4)] * 4
     assert (top_k(EYE, EYE, 2, exclude=everything)[1] == -1).all()
+
+
+@pytest.mark.parametrize("of", [np.array, list], ids=["array", "list"])
+@pytest.mark.parametrize(
+    "wrong", [np.eye(4, dtype=bool), np.eye(4) / 2, np.eye(4).astype(str), np.zeros(4, bool)]
+)
+def test_what_holds_no_row_numbers_is_refused(wrong: Any, of: Any) -> None:
+    with pytest.raises(UsageError, match="must hold row numbers, found"):
+        top_k(EYE, EYE, 1, exclude=of(wrong))
+    part = Part(tuple("abcd"), EYE)
+    with pytest.raises(UsageError, match="must hold row numbers, found"):
+        search_parts([part], EYE, 1, exclude=of(wrong))
 
 
 def test_many_equal_rows_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
