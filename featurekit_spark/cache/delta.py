@@ -67,6 +67,8 @@ _SCHEMA_KEY = "featurekit.schema"
 _HASHED_KEY = "featurekit.hashed"
 # Above this many keys a look-up reads the builder's whole key column: one pass beats a long IN list.
 _MANY = 5_000
+_SORTED_BYTES = 1 << 30  # brought into order at a time: Arrow's offsets end at 2 GiB
+_GROUP_ROWS = 4_096  # what a look-up of one key decodes of a file, as files are in order of keys
 
 
 class DeltaCache:
@@ -456,9 +458,11 @@ class DeltaCache:
                 stamp = pa.array([self._stamp()] * len(rows), pa.int64())
                 write_deltalake(
                     table if table is not None else self.table_path(name),
-                    fitted(rows.append_column("recorded", stamp), schema),
+                    _in_order(fitted(rows.append_column("recorded", stamp), schema)),
                     mode="append",
-                    writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+                    writer_properties=WriterProperties(
+                        compression="ZSTD", compression_level=1, max_row_group_size=_GROUP_ROWS
+                    ),
                 )
         except (DeltaError, OSError) as error:
             raise CacheError(
@@ -474,6 +478,15 @@ class DeltaCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         DeltaCache.__init__(self, state["path"], storage_options=state["storage_options"])
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Rows by key, those of one key as they are: a key is then in one row group of a file, and the others are not read."""
+    if "key" not in rows.column_names or len(rows) <= _GROUP_ROWS:
+        return rows
+    size = max(_GROUP_ROWS, len(rows) * _SORTED_BYTES // max(rows.nbytes, 1))
+    parts = (rows.slice(start, size) for start in range(0, len(rows), size))
+    return pa.concat_tables(part.take(pc.array_sort_indices(part["key"])) for part in parts)
 
 
 def _widen(table: DeltaTable, name: str) -> None:

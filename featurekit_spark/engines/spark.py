@@ -199,6 +199,7 @@ class SparkEngine:
         # Of a paid stage one each: a chunk ends with its slowest call, and the next begins after it.
         parts = slots * (1 if stage.paid else _CHUNKS_PER_SLOT)
         size = max(1, min(job.batch_rows, math.ceil(len(keys) / parts)))
+        keys = _in_order(keys)
         chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
         cached = as_table(found)
         packed = (_pack(stage, chunk, evaluator, cached, job) for chunk in chunks)
@@ -410,6 +411,14 @@ def travelling(stage: KeyedStage, job: Job) -> dict[str, Any]:
         }
     names = {name for builder in builders for name in builder.needs}
     return {name: getattr(job.context, name) for name in sorted(names) if hasattr(job.context, name)}
+
+
+def _in_order(keys: Sequence[Key]) -> Sequence[Key]:
+    """A worker's file is then in order of keys, and a later look-up of one key reads little of it."""
+    try:
+        return sorted(keys)
+    except TypeError:  # of different types, or null
+        return keys
 
 
 def _new_keys(stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator) -> Sequence[Key]:
