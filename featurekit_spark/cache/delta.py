@@ -67,6 +67,7 @@ _SCHEMA_KEY = "featurekit.schema"
 _HASHED_KEY = "featurekit.hashed"
 # Above this many keys a look-up reads the builder's whole key column: one pass beats a long IN list.
 _MANY = 5_000
+_FEW = 64  # keys whose rows are read at once: little of a file is, where it is in order
 _SORTED_BYTES = 1 << 30  # brought into order at a time: Arrow's offsets end at 2 GiB
 _GROUP_ROWS = 4_096  # what a look-up of one key decodes of a file, as files are in order of keys
 
@@ -349,10 +350,11 @@ class DeltaCache:
     ) -> pa.Table:
         if not keys:
             return ENTRY_SCHEMA.empty_table()
-        # First whether there is any such key at all: values are long, and a cold run finds none.
-        there = self._read("entries", builder, near, ["key"])["key"]
-        if not len(there) or not pc.any(pc.is_in(there, pa.array(keys, pa.string()))).as_py():
-            return ENTRY_SCHEMA.empty_table()
+        if len(keys) > _FEW:
+            # First whether there is any such key at all: values are long, and a cold run finds none.
+            there = self._read("entries", builder, near, ["key"])["key"]
+            if not len(there) or not pc.any(pc.is_in(there, pa.array(keys, pa.string()))).as_py():
+                return ENTRY_SCHEMA.empty_table()
         if len(keys) <= _MANY:
             return self._read("entries", builder, near)
         # Whole files of which nearly all is wanted: a filter would copy every long value once more.
