@@ -238,8 +238,8 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
                 for ids, scores in zip(found.ids.tolist(), found.scores.tolist(), strict=True)
             ]
         matrix = context.matrices.open(ref)
-        scores, rows = matrix.index.search(queries, config.top_k + 1)
-        return ranked_lists(matrix.ids, np.round(scores.astype(np.float64), 6), rows)
+        scores, rows = matrix.index.ranked(queries, config.top_k + 1)
+        return ranked_lists(matrix.ids, scores, rows)
 
     def update(self, inputs: pd.DataFrame, before: pd.DataFrame, config: Config, context: Any) -> list[Any]:
         """Earlier lists, with the products that are new or have another vector merged in."""

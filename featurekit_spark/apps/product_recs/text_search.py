@@ -61,8 +61,8 @@ class TextSearch:
         wanted = k or builders.top_k(self._context) + 1
         if matrix is None:
             return self._searched(ref, query, wanted)
-        scores, rows = matrix.index.search(query[None], wanted)
-        return ranked_lists(matrix.ids, np.round(scores.astype(np.float64), 6), rows)[0]
+        scores, rows = matrix.index.ranked(query[None], wanted)
+        return ranked_lists(matrix.ids, scores, rows)[0]
 
     def _searched(self, ref: Mapping[str, Any], query: Any, wanted: int) -> Ranked:
         """By the builder's own ways, in a matrix that is not mapped."""

@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from featurekit_spark import Context, Controller, MemoryCache
@@ -28,13 +29,13 @@ class World:
     def __init__(self, folder: Path, **merchant_config: Any) -> None:
         self.folder, self.config, self.cache = folder, merchant_config, MemoryCache()
         self.titles: dict[str, Any] = dict(TITLES)
-        self.options = SearchOptions()
+        self.options, self.embedder = SearchOptions(), HashingEmbedder(64)
 
     @property
     def context(self) -> Context:
         return Context(
             product_db=ProductDBFake({name: {"title": title} for name, title in self.titles.items()}),
-            embedder=HashingEmbedder(64),
+            embedder=self.embedder,
             matrices=MatrixStore(self.folder / "matrices", options=self.options),
             merchant_config=self.config,
         )
@@ -73,6 +74,26 @@ def test_a_matrix_that_is_not_mapped_is_searched_as_the_builder_does(tmp_path: P
     for text in TEXTS:
         assert service.nearest(text) == world.by_builder(text)
     assert [hit["product_id"] for hit in service.nearest("red lamp", 1) or []] == ["p1"]
+
+
+class Long(HashingEmbedder):
+    """Vectors that are not of unit length: float32 does not hold 6 decimals of their scores."""
+
+    def embed(self, texts: Any) -> Any:
+        return super().embed(texts) * np.float32(31.7)
+
+
+def test_scores_above_sixteen_are_the_same_in_every_mode(tmp_path: Path) -> None:
+    found = {}
+    for mode in ("broadcast", "partitioned"):
+        world = World(tmp_path / mode, top_k=2)
+        world.embedder = Long(64)
+        world.options = SearchOptions(mode=mode)
+        world.build()
+        found[mode] = [world.by_builder(text) for text in TEXTS]
+        assert [world.service().nearest(text) for text in TEXTS] == found[mode]
+    assert found["broadcast"] == found["partitioned"]
+    assert max(hit["score"] for hits in found["broadcast"] for hit in hits) > 16
 
 
 def test_nothing_is_stored_for_a_text(world: World) -> None:

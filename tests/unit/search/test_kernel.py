@@ -68,6 +68,15 @@ def test_what_holds_no_row_numbers_is_refused(wrong: Any, of: Any) -> None:
         search_parts([part], EYE, 1, exclude=of(wrong))
 
 
+def test_float32_holds_the_scores_of_unit_vectors() -> None:
+    rows = np.random.default_rng(1).standard_normal((500, 7))
+    index = FlatIndex(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    scores, found = index.search(index.vectors[:99], 500)
+    exact, same = index.ranked(index.vectors[:99], 500)
+    assert np.array_equal(found, same)
+    assert np.round(scores.astype(np.float64), 6).tobytes() == exact.tobytes()
+
+
 def test_many_equal_rows_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "HELD", 100)
     matrix = np.repeat(EYE, 500, axis=0)
