@@ -109,7 +109,8 @@ class _Rows:
     batch: int
 
     def batches(self, among: set[str] | None = None) -> Iterator[list[Row]]:
-        """All rows, or those among these ids."""
+        """All rows, or those among these ids; of these as many at once as of all, however far apart they are."""
+        gathered: list[Row] = []
         for start in range(0, len(self.ids), self.batch):
             part = slice(start, start + self.batch)
             names = self.ids[part]
@@ -117,7 +118,12 @@ class _Rows:
                 continue
             payloads = None if self.payloads is None else self.payloads[part]
             rows = checked_rows(self.index.spec, names, self.vectors[part], payloads)
-            yield rows if among is None else [row for row in rows if row.id in among]
+            gathered += rows if among is None else [row for row in rows if row.id in among]
+            if len(gathered) >= self.batch or among is None:
+                yield gathered
+                gathered = []
+        if gathered:
+            yield gathered
 
 
 def _content(hashes: Mapping[str, str]) -> str:

@@ -60,7 +60,9 @@ class GenerationStore(Protocol):
         """Make it what is searched, in one step; or note that its content changed."""
         ...
 
-    def generations(self) -> list[str]: ...
+    def generations(self) -> list[str]:
+        """Their names; others' things whose names begin alike may be among them."""
+        ...
 
     def create(self, generation: str, spec: IndexSpec) -> None:
         """Make it empty, where it is not there yet."""
@@ -70,6 +72,10 @@ class GenerationStore(Protocol):
 
     def finish(self, generation: str, spec: IndexSpec) -> None:
         """All rows are written, and it is not searched yet."""
+        ...
+
+    def tidy(self, generation: str) -> None:
+        """Rows of it were changed while it is searched, which goes on: let go of what piled up, where that pays."""
         ...
 
     def put(self, generation: str, spec: IndexSpec, rows: Sequence[Row]) -> None:

@@ -8,6 +8,7 @@ rounding and order do not show, wherever its candidates are complete.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -37,6 +38,9 @@ _QUERIES = 128  # in one request
 _UNIT = 2.0**-24
 _TRIES = 3
 _FIRST = "first"  # the generation of an index that nobody exported as a whole
+_OWN = re.compile(
+    rf"{_FIRST}|[0-9a-f]{{16}}(-[0-9]+)?"
+)  # as `_names` gives them; what else is there is somebody's
 
 T = TypeVar("T")
 
@@ -162,7 +166,7 @@ class StoredIndex:
         self.store.finish(name, spec)
         self.store.publish(Live(name, spec, content, None if live is None else live.generation))
         for old in self.store.generations():
-            if old not in (name, None if live is None else live.generation):
+            if _OWN.fullmatch(old) and old not in (name, None if live is None else live.generation):
                 self.store.drop(old)
         return Written(sent=sent, same=len(seen) - sent, removed=len(extra))
 
@@ -176,6 +180,7 @@ class StoredIndex:
                 sent += len(batch)
         if gone:
             self.store.remove(live.generation, gone)
+        self.store.tidy(live.generation)
         self.store.publish(Live(live.generation, live.spec, content, live.before))
         return Written(sent=sent, removed=len(gone))
 

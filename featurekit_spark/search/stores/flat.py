@@ -79,6 +79,9 @@ class _Memory:
     def finish(self, generation: str, spec: IndexSpec) -> None:
         pass
 
+    def tidy(self, generation: str) -> None:
+        pass
+
     def put(self, generation: str, spec: IndexSpec, rows: Sequence[Row]) -> None:
         self._change(generation, lambda there: {**there, **{row.id: row for row in rows}})
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
@@ -31,6 +31,10 @@ __all__ = ["LanceIndex"]
 _PAGE = 2000
 _OLD = timedelta(hours=1)  # a reader of the state before has ended by then
 _SWITCHES = 16  # rows of the live table before it is shortened
+_FRAGMENTS = (
+    64  # of a generation that is changed in place, before they are made one: all its rows are written for it
+)
+_VERSIONS = 16  # of it that nobody reads any more, before they are removed
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 _SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
@@ -133,6 +137,16 @@ class _Store:
                     index_type="IVF_FLAT",
                     num_partitions=max(1, round(math.sqrt(rows))),
                 )
+
+    def tidy(self, generation: str) -> None:
+        with self._asking(generation):
+            table = self._db.open_table(self._name(generation))
+            fragments = table.stats()["fragment_stats"]["num_fragments"]
+            # Without a time zone they are local.
+            until = datetime.now().astimezone() - _OLD
+            old = sum(version["timestamp"].astimezone() < until for version in table.list_versions())
+            if fragments > _FRAGMENTS or old > _VERSIONS:
+                table.optimize(cleanup_older_than=_OLD)
 
     def put(self, generation: str, spec: IndexSpec, rows: Sequence[Row]) -> None:
         schema = _schema(spec)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,15 +24,16 @@ from featurekit_spark.errors import (
     UsageError,
 )
 from featurekit_spark.search.arguments import Floats
-from featurekit_spark.search.filters import And, Equals, Filter, In, Or, Range
+from featurekit_spark.search.filters import Filter
 from featurekit_spark.search.generation_store import Candidates, GenerationGoneError, Live
 from featurekit_spark.search.generations import StoredIndex
 from featurekit_spark.search.index import IndexSpec, Row
 from featurekit_spark.search.stores.names import checked_name
 from featurekit_spark.search.stores.qdrant_connection import Client, connected, opened, quicken
+from featurekit_spark.search.stores.qdrant_filters import compiled, condition
 
 if TYPE_CHECKING:
-    from qdrant_client import QdrantClient, models
+    from qdrant_client import QdrantClient
 
 __all__ = ["QdrantIndex"]
 
@@ -114,10 +115,8 @@ class _Store:
         from qdrant_client import models
 
         collection = self._collection(live.generation)
-        # Merged by the server key by key, so nothing is null.
-        told = {"spec": live.spec.to_json(), "content": live.content or "", "before": live.before or ""}
         with self._asking(live.generation) as client:
-            client.update_collection(collection, metadata={"featurekit": told})
+            client.update_collection(collection, metadata=_metadata(live))
             now = {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
             if now.get(self.name) == collection:
                 return
@@ -134,22 +133,32 @@ class _Store:
         start = f"{self.name}--"
         with self._asking() as client:
             names = [found.name for found in client.get_collections().collections]
-        return [name.removeprefix(start) for name in names if name.startswith(start)]
+        found = [name.removeprefix(start) for name in names if name.startswith(start)]
+        return [generation for generation in found if self._told(generation) is not None]
 
     def create(self, generation: str, spec: IndexSpec) -> None:
         from qdrant_client import models
 
-        if generation in self.generations():
-            return
         distance = models.Distance.COSINE if spec.metric == "cosine" else models.Distance.DOT
         collection = self._collection(generation)
         with self._asking() as client:
-            client.create_collection(
-                collection, vectors_config=models.VectorParams(size=spec.dim, distance=distance)
+            there = collection in [found.name for found in client.get_collections().collections]
+        if there and self._told(generation) is None:
+            raise ConfigError(
+                f"{self.place}: the collection {collection!r}, which the export would write, was not made by this "
+                "library, or the server is older than Qdrant 1.16. Remove it, name the index otherwise, or update "
+                "the server."
             )
+        with self._asking() as client:
+            if not there:
+                client.create_collection(
+                    collection,
+                    vectors_config=models.VectorParams(size=spec.dim, distance=distance),
+                    metadata=_metadata(Live(generation, spec, None)),
+                )
             if self.folder is not None:
                 quicken(self.folder, collection)
-            else:  # a folder has no use for them, and says so
+            else:  # a folder has no use for them, and says so; who made the collection may have been killed before this
                 for name, kind in spec.fields.items():
                     client.create_payload_index(
                         collection, f"p.{name}", field_schema=models.PayloadSchemaType(_KINDS[kind])
@@ -161,6 +170,9 @@ class _Store:
 
     def finish(self, generation: str, spec: IndexSpec) -> None:
         pass  # a server builds its graph by itself, and finds rows that are not in it yet
+
+    def tidy(self, generation: str) -> None:
+        pass  # a server does by itself
 
     def put(self, generation: str, spec: IndexSpec, rows: Sequence[Row]) -> None:
         from qdrant_client import models
@@ -209,12 +221,10 @@ class _Store:
 
     def count(self, generation: str, wanted: Filter | None) -> int:
         with self._asking(generation) as client:
-            return client.count(
-                self._collection(generation), count_filter=_compiled(wanted), exact=True
-            ).count
+            return client.count(self._collection(generation), count_filter=compiled(wanted), exact=True).count
 
     def check(self, wanted: Filter) -> None:
-        _condition(wanted)
+        condition(wanted)
 
     def candidates(
         self, generation: str, spec: IndexSpec, queries: Floats, limit: int, wanted: Filter | None
@@ -222,12 +232,12 @@ class _Store:
         from qdrant_client import models
 
         params = None if self.folder is not None else models.SearchParams(exact=self.exact)
-        condition = _compiled(wanted)
+        asked = compiled(wanted)
         requests = [
             models.QueryRequest(
                 query=query.tolist(),
                 limit=limit,
-                filter=condition,
+                filter=asked,
                 params=params,
                 with_vector=True,
                 with_payload=True,
@@ -250,6 +260,16 @@ class _Store:
         client, self._client = self._client, None
         if client is not None:
             client.closed()
+
+    def _told(self, generation: str) -> dict[str, Any] | None:
+        """What this library keeps with a collection of its own."""
+        try:
+            with self._asking(generation) as client:
+                config = client.get_collection(self._collection(generation)).config
+        except GenerationGoneError:
+            return None
+        told: dict[str, Any] | None = (config.metadata or {}).get("featurekit")
+        return told
 
     def _collection(self, generation: str) -> str:
         return f"{self.name}--{generation}"
@@ -295,6 +315,12 @@ class _Store:
         return ServiceError(f"{self.place} failed ({status}): {told}")
 
 
+def _metadata(live: Live) -> dict[str, Any]:
+    """Merged by the server key by key, so nothing is null."""
+    told = {"spec": live.spec.to_json(), "content": live.content or "", "before": live.before or ""}
+    return {"featurekit": told}
+
+
 def _point(name: str) -> str:
     """Qdrant's ids are numbers or UUIDs."""
     return str(uuid.UUID(bytes=sha256(f"row\n{name}".encode()).digest()[:16]))
@@ -307,36 +333,3 @@ def _present(payload: Mapping[str, Any]) -> dict[str, Any]:
 def _hashes(points: Sequence[Any]) -> Iterator[tuple[str, str]]:
     for point in points:
         yield point.payload["id"], point.payload["hash"]
-
-
-def _compiled(wanted: Filter | None) -> models.Filter | None:
-    from qdrant_client import models
-
-    return None if wanted is None else models.Filter(must=[_condition(wanted)])
-
-
-def _condition(wanted: Filter) -> Any:
-    from qdrant_client import models
-
-    match wanted:
-        case Equals(name, value):
-            if isinstance(value, float):  # it matches whole numbers only
-                return models.FieldCondition(key=f"p.{name}", range=models.Range(gte=value, lte=value))
-            return models.FieldCondition(key=f"p.{name}", match=models.MatchValue(value=value))
-        case In(name, values):
-            if isinstance(values[0], bool | float):
-                return models.Filter(should=[_condition(Equals(name, value)) for value in values])
-            some: list[Any] = list(values)
-            return models.FieldCondition(key=f"p.{name}", match=models.MatchAny(any=some))
-        case Range(name):
-            bounds: dict[str, Any] = wanted.bounds
-            if any(isinstance(bound, str) for bound in bounds.values()):
-                raise UsageError(
-                    f"filter: Qdrant has no ranges of text, and field {name!r} is text; use Equals or In"
-                )
-            return models.FieldCondition(key=f"p.{name}", range=models.Range(**bounds))
-        case And(parts):
-            return models.Filter(must=[_condition(part) for part in parts])
-        case Or(parts):
-            return models.Filter(should=[_condition(part) for part in parts])
-    assert_never(wanted)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from featurekit_spark.search.export import export_vectors
 from featurekit_spark.search.filters import Range
-from featurekit_spark.search.index import IndexSpec
+from featurekit_spark.search.generations import StoredIndex
+from featurekit_spark.search.index import IndexSpec, checked_rows
 from featurekit_spark.search.stores import FlatVectorIndex, LanceIndex, QdrantIndex
 from featurekit_spark.testing.qdrant import QdrantStandIn, qdrant_server
-from featurekit_spark.testing.vector_samples import SPEC
+from featurekit_spark.testing.vector_samples import SPEC, sample
 from featurekit_spark.testing.vectors import VectorIndexBehaviour
 from tests.s3 import Store, s3_server
 
@@ -25,14 +27,33 @@ def s3() -> Iterator[Store]:
         yield store
 
 
-class TestFlat(VectorIndexBehaviour):
+class StoredIndexBehaviour(VectorIndexBehaviour):
+    """And what all promise that keep generations under names."""
+
+    def test_what_others_keep_under_such_a_name_stays(self, tmp_path: Path) -> None:
+        index, (ids, vectors, payloads) = self.make_index(tmp_path), sample(12)
+        assert isinstance(index, StoredIndex)
+        others = ["backup", "first-of-may", "0123456789abcdef-x", "0123456789ABCDEF"]
+        for name in others:
+            index.store.create(name, SPEC)
+            index.store.put(name, SPEC, checked_rows(SPEC, ids, vectors, payloads))
+        index.store.create("0123456789abcdef-2", SPEC)  # of an export that was killed
+        for brand in ("a", "b", "c"):
+            export_vectors(index, ids, vectors, [{"brand": brand}] * 12)
+        assert set(others) <= set(index.store.generations())
+        assert [index.store.count(name, None) for name in others] == [12] * 4
+        assert len(index.store.generations()) == len(others) + 2  # the one that is searched, the one before
+        index.close()
+
+
+class TestFlat(StoredIndexBehaviour):
     durable = False
 
     def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> FlatVectorIndex:
         return FlatVectorIndex(spec or SPEC)
 
 
-class TestLance(VectorIndexBehaviour):
+class TestLance(StoredIndexBehaviour):
     def make_index(self, folder: Path, spec: IndexSpec | None = SPEC) -> LanceIndex:
         return LanceIndex("abt", spec, uri=folder / "db")
 
@@ -40,7 +61,7 @@ class TestLance(VectorIndexBehaviour):
         return f"{OPEN}index = LanceIndex('abt', spec, uri={str(folder / 'db')!r})"
 
 
-class TestLanceOnS3(VectorIndexBehaviour):
+class TestLanceOnS3(StoredIndexBehaviour):
     store: Store
 
     @pytest.fixture(autouse=True)
@@ -56,7 +77,7 @@ class TestLanceOnS3(VectorIndexBehaviour):
         return f"{OPEN}index = LanceIndex('abt', spec, uri={uri!r}, storage_options={options!r})"
 
 
-class TestQdrantFolder(VectorIndexBehaviour):
+class TestQdrantFolder(StoredIndexBehaviour):
     tolerance = 1e-6  # it keeps unit vectors where the metric is cosine
     refused = TEXT_RANGES
 
@@ -67,7 +88,7 @@ class TestQdrantFolder(VectorIndexBehaviour):
         return f"{OPEN}index = QdrantIndex('abt', spec, path={str(folder / 'q')!r})"
 
 
-class TestQdrantServer(VectorIndexBehaviour):
+class TestQdrantServer(StoredIndexBehaviour):
     tolerance = 1e-6
     refused = TEXT_RANGES
 

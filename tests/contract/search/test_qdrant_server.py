@@ -224,3 +224,37 @@ def test_a_folder_has_one_process(tmp_path: Path) -> None:
 def test_names_that_a_store_would_not_take(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="index name"):
         QdrantIndex(name, IndexSpec(DIM), path=tmp_path)
+
+
+def test_fields_are_indexed_by_whoever_goes_on(server: QdrantStandIn) -> None:
+    index, (ids, vectors, payloads) = index_at(server), sample(20)
+    server.fail = lambda method, path: 503 if path.endswith("/index") else None
+    with pytest.raises(ServiceError):
+        export_vectors(index, ids, vectors, payloads)
+    server.fail = lambda method, path: None
+    server.requests.clear()
+    done = export_vectors(index, ids, vectors, payloads)
+    asked = [request for request in server.requests if request.endswith("/index")]
+    assert asked == [f"PUT /collections/abt--{done.generation}/index"] * len(SPEC.fields)
+    made = f"PUT /collections/abt--{done.generation}"
+    assert made not in server.requests, "it was there already"
+    index.close()
+
+
+def test_a_collection_of_somebody_else_is_neither_removed_nor_written(server: QdrantStandIn) -> None:
+    """Even where its name could be ours."""
+    from qdrant_client import QdrantClient, models
+
+    client = QdrantClient(url=server.url, headers={"api-key": KEY}, check_compatibility=False)
+    for name in ("abt--0123456789abcdef", "abt--first"):
+        client.create_collection(name, models.VectorParams(size=DIM, distance=models.Distance.DOT))
+    index, (ids, vectors, payloads) = index_at(server), sample(20)
+    with pytest.raises(ConfigError, match=r"'abt--first'.*not made by this library"):
+        index.upsert(ids, vectors, payloads)
+    export_vectors(index, ids, vectors, payloads)
+    export_vectors(index, ids, vectors)
+    there = {found.name for found in client.get_collections().collections}
+    assert {"abt--0123456789abcdef", "abt--first"} < there and len(there) == 4
+    assert client.count("abt--first").count == 0
+    client.close()
+    index.close()
