@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurekit_spark.cache.base import FeatureCache, RunRecord
+from featurekit_spark.cache.base import ENTRY_SCHEMA, FeatureCache, RunRecord
 from featurekit_spark.double_payments import PaidTwice
 from featurekit_spark.errors import BudgetReachedError, FeaturekitError
 from featurekit_spark.execute import Execution
@@ -23,12 +23,17 @@ from featurekit_spark.fingerprint import key_json
 from featurekit_spark.graph import Graph
 from featurekit_spark.job import Job
 from featurekit_spark.masks import masked
-from featurekit_spark.results import BUILT, Counts, count_rows, entry_rows
+from featurekit_spark.results import Counts, Origin, count_rows, entry_rows
+from featurekit_spark.watching import failed_calls
 
 __all__ = ["EarlyEnd", "ended_early", "facts_of", "with_earlier_goes"]
 
 _log = logging.getLogger(__name__)
 _LONGEST: Final = 500  # characters of a message
+_CALL: Final = (
+    *("builder", "entry_id", "run_id", "status", "error"),
+    *("seconds", "tokens", "usd", "attempts", "estimated_tokens"),
+)
 _PAID: Final = ("calls", "tokens", "usd", "seconds", "attempts", "failed_attempts", "estimated_tokens")
 
 
@@ -74,9 +79,7 @@ def ended_early(
     try:
         counts = {builder.name: Counts() for builder in graph}
         counts |= {} if execution is None else execution.counts()
-        for name, left in _left_in_journal(cache, execution).items():
-            counts[name] = Counts(**asdict(counts[name]))
-            counts[name].add(left)
+        counts |= {} if execution is None else _with_answers_kept(counts, cache, graph, execution)
         end = EarlyEnd(counts, PaidTwice() if job.double is None else job.double.found)
         facts = facts_of(counts, graph, job, keys=_keys(execution), unchanged=False)
         status = "stopped" if isinstance(error, BudgetReachedError) else "failed"
@@ -96,10 +99,7 @@ def with_earlier_goes(
     for builder in graph:
         if not builder.paid or builder.inline or not cache.has(builder.name):
             continue
-        rows = cache.history(builder.name)
-        rows = rows.filter(pc.equal(rows["run_id"], run_id))
-        own = pc.starts_with(pc.fill_null(rows["error"], ""), f"{builder.name}[")
-        made = count_rows(entry_rows(rows.filter(pc.or_(pc.equal(rows["status"], "ok"), own))), paid=True)
+        made = count_rows(entry_rows(_calls(cache, builder.name, run_id)), paid=True)
         last = counts[builder.name]
         earlier = max(made.computed - last.computed, 0)
         found[builder.name] = replace(
@@ -127,24 +127,51 @@ def _told(error: BaseException) -> str:
     return masked(told)[:_LONGEST]
 
 
-def _left_in_journal(cache: FeatureCache, execution: Execution | None) -> dict[str, Counts]:
-    """Answers of workers that a stage did not come to commit: the next run takes them in, and they are paid for."""
-    journal = None if execution is None else execution.job.journal
-    if execution is None or journal is None:
+def _with_answers_kept(
+    counts: Mapping[str, Counts], cache: FeatureCache, graph: Graph, execution: Execution
+) -> dict[str, Counts]:
+    """Of paid builders, with answers that no stage came to count: they are in the journal, or another run has taken
+    them in out of it; and with calls that failed."""
+    journal = execution.job.journal
+    if journal is None:
         return {}
-    tables = [batch.rows for batch in journal.micro_batches()]
-    if not tables:
-        return {}
-    rows = pa.concat_tables(tables)
+    # Before the cache is asked: whoever takes a journal in appends what is in it, and only then removes it.
+    tables = [batch.rows.select(_CALL) for batch in journal.micro_batches()]
+    tables += [calls.rows.select(_CALL) for calls in failed_calls(execution.evaluator, execution.job)]
+    left = pa.concat_tables([ENTRY_SCHEMA.empty_table().select(_CALL), *tables])
     found = {}
-    for name in rows["builder"].unique().to_pylist():
-        own = rows.filter(pc.equal(rows["builder"], name))
-        stored = cache.history(name, ["entry_id", "run_id"])
-        counted = set(stored.filter(pc.equal(stored["run_id"], journal.run_id))["entry_id"].to_pylist())
+    for name in (builder.name for builder in graph if builder.paid and not builder.inline):
+        rows = _calls(cache, name, journal.run_id, left.filter(pc.equal(left["builder"], name)))
+        last, made = counts[name], count_rows(entry_rows(rows), paid=True)
+        if made.calls <= last.calls:
+            continue
+        own = set(rows["entry_id"].to_pylist())
         known = execution.evaluator.results.get(name, {}).values()
-        counted |= {result.entry_id for result in known if result.origin in BUILT}
-        first = {identity: at for at, identity in reversed(list(enumerate(own["entry_id"].to_pylist())))}
-        places = sorted(at for identity, at in first.items() if identity not in counted)
-        if places:
-            found[name] = count_rows(entry_rows(own.take(pa.array(places))), paid=True)
+        found[name] = replace(
+            last,
+            hit=max(last.hit - sum(r.origin is Origin.HIT and r.entry_id in own for r in known), 0),
+            computed=max(last.computed, made.computed),
+            **{amount: getattr(made, amount) for amount in _PAID},
+        )
     return found
+
+
+def _calls(cache: FeatureCache, builder: str, run_id: str, left: pa.Table | None = None) -> pa.Table:
+    """What a run made, by its entries and by what is `left` besides. An answer may be there more than once, as others
+    have taken it in as well: it is one call."""
+    rows = ENTRY_SCHEMA.empty_table().select(_CALL)
+    if cache.has(builder):
+        stored = cache.history(builder, _CALL)
+        rows = stored.filter(pc.equal(stored["run_id"], run_id))
+    entries = len(rows)
+    rows = rows if left is None else pa.concat_tables([rows, left])
+    seen: set[tuple[str, str]] = set()
+    places = []
+    columns = (rows[name].to_pylist() for name in ("entry_id", "status", "error"))
+    for place, (identity, status, error) in enumerate(zip(*columns, strict=True)):
+        is_ok = status == "ok"
+        again = (identity, status) in seen and (is_ok or place >= entries)
+        seen.add((identity, status))
+        if not again and (is_ok or (error or "").startswith(f"{builder}[")):
+            places.append(place)
+    return rows.take(pa.array(places, pa.int64()))
