@@ -33,6 +33,8 @@ from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, value_t
 __all__ = ["Content", "Copies", "Copy", "host_folder"]
 
 _END: Final = ".matrix"
+_FORMER: Final = (".json", ".f4")  # ids and vectors, before there was one file
+_NAME: Final = "[0-9a-f]" * 32
 _FORMAT: Final = "featurekit matrix 1"
 _PAGE: Final = 4096
 _MOST = 32  # copies in a folder
@@ -147,8 +149,11 @@ class Copies:
         return made
 
     def remove(self, name: str) -> None:
-        """Remove a matrix's copy, also where a process has it open; that one keeps it until it ends."""
-        for path in (self.folder / f"{name}{_END}", self.folder / f".{name}.lock"):
+        """Remove a matrix's copies, those of earlier versions and half made ones too. A process that has one open keeps
+        it until it ends."""
+        folder, former = self.folder, _host_path()
+        whole = [folder / f"{name}{_END}", *(former / f"{name}{end}" for end in _FORMER)]
+        for path in [*whole, *folder.glob(f".{name}.*"), *former.glob(f".{name}.*")]:
             path.unlink(missing_ok=True)
 
     def tidy(self) -> list[str]:
@@ -162,6 +167,9 @@ class Copies:
                     copies.append((told.st_mtime, told.st_size, path))
                 elif now - told.st_mtime > _DEAD_S:
                     path.unlink()
+        for path in _of_former_format():
+            with suppress(OSError):
+                path.unlink()
         for place, (used, size, path) in enumerate(sorted(copies, reverse=True)):
             old = now - used > _IDLE_S
             total += size
@@ -306,9 +314,21 @@ def _sync(file: BinaryIO) -> None:
             raise
 
 
+def _of_former_format() -> list[Path]:
+    """Copies that earlier versions made, two files each, and made in no other folder; nobody opens them any more."""
+    folder = _host_path()
+    return [
+        path for end in _FORMER for path in (*folder.glob(f"{_NAME}{end}"), *folder.glob(f".{_NAME}{end}.*"))
+    ]
+
+
+def _host_path() -> Path:
+    return Path(tempfile.gettempdir()) / f"featurekit-{os.getuid()}"
+
+
 def host_folder() -> Path:
     """This user's folder for copies; nobody else may write there, as what is in it is trusted by name."""
-    folder = Path(tempfile.gettempdir()) / f"featurekit-{os.getuid()}"
+    folder = _host_path()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

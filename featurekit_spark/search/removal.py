@@ -32,17 +32,21 @@ def remove_matrices(path: str, hashes: Collection[str], *, copies: Copies | None
 
     if not hashes:
         return 0
+    copies = copies or Copies()
     try:
+        # First, so that a purge that fails here finds them again: what is not in the table is looked for nowhere.
+        for name in hashes:
+            copies.remove(name)
         with table_lock(path, owner="cache purge"):
             table = DeltaTable(path)
             for name in sorted(hashes):
                 table.delete(f"hash = '{name}'")
             table.vacuum(0, dry_run=False, enforce_retention_duration=False)
         forget_log(path)
+        for name in hashes:  # that somebody made meanwhile
+            copies.remove(name)
     except (DeltaError, OSError) as error:
         raise CacheError(
             f"matrices could not be removed from {path}: {error}; run the purge again"
         ) from error
-    for name in hashes:
-        (copies or Copies()).remove(name)
     return len(hashes)

@@ -18,6 +18,7 @@ from featurekit_spark.search import MatrixStore
 from featurekit_spark.search import copies as module
 from featurekit_spark.search import matrix as matrices
 from featurekit_spark.search.copies import Copies
+from featurekit_spark.search.removal import matrices_with, remove_matrices
 
 DAY = 86_400
 
@@ -207,6 +208,62 @@ def test_what_a_killed_process_left_half_made_goes(tmp_path: Path) -> None:
     os.utime(dead, (0, 0))
     store.copies.tidy()
     assert not dead.exists() and alive.exists()
+
+
+def former_copy(folder: Path, name: str) -> list[Path]:
+    """What versions before there was one file made of a matrix, whole and half made."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files = [f"{name}.json", f"{name}.f4", f".{name}.json.17.0123abcd", f".{name}.f4.17.0123abcd"]
+    for file in files:
+        (folder / file).write_text('["somebody"]')
+    return [folder / file for file in files]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of copies where none is named."""
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"featurekit-{os.getuid()}"
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["default", "search.copies"])
+def test_a_purge_removes_copies_of_every_format(tmp_path: Path, temporary: Path, own: bool) -> None:
+    store = MatrixStore(tmp_path / "matrices", copies=Copies(tmp_path / "copies" if own else None))
+    refs = [store.put(named(rows), vectors(rows)) for rows in (3, 4)]
+    for ref in refs:
+        store.open(ref)
+    gone, kept = (former_copy(temporary, ref.hash) for ref in refs)
+    half = store.copies.folder / f".{refs[0].hash}.17.0123abcd.part"
+    half.write_text("somebody")
+    assert remove_matrices(store.path, [refs[0].hash], copies=store.copies) == 1
+    assert all(path.exists() for path in kept)
+    assert {path.stem for path in left(store)} == {refs[1].hash}
+    assert [
+        path for path in (*temporary.iterdir(), *store.copies.folder.iterdir()) if refs[0].hash in path.name
+    ] == []
+    assert not any(path.exists() for path in gone)
+
+
+def test_a_purge_that_fails_at_the_table_finds_the_matrix_again(tmp_path: Path, temporary: Path) -> None:
+    store = store_at(tmp_path)
+    path = opened(store, 3)
+    log = Path(store.path) / "_delta_log"
+    log.rename(tmp_path / "away")
+    with pytest.raises(CacheError, match="run the purge again"):
+        remove_matrices(store.path, [path.stem], copies=store.copies)
+    assert not path.exists()
+    (tmp_path / "away").rename(log)
+    assert matrices_with(store.path, ["p-00001"]) == {path.stem}
+    assert not temporary.exists()
+
+
+def test_copies_of_the_former_format_go_when_one_is_made(tmp_path: Path, temporary: Path) -> None:
+    former = former_copy(temporary, "0123456789abcdef" * 2)
+    other = temporary / "notes.json"
+    other.write_text("{}")
+    path = opened(store_at(tmp_path), 1)  # in another folder
+    assert path.exists() and other.exists()
+    assert not any(path.exists() for path in former)
 
 
 OPEN = """
