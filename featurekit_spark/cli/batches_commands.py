@@ -140,7 +140,9 @@ class _Counter:
         return BatchRecords(self.folder).all()
 
     def on_the_way(self) -> list[Submission]:
-        return [item for item in self.all() if item.on_the_way]
+        from featurekit_spark.llm.batch_records import BatchRecords
+
+        return BatchRecords(self.folder).on_the_way()
 
     def told(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Every submission for programs, and why some could not be asked for."""
@@ -209,17 +211,26 @@ def _cancelled(desk: BatchDesk, item: Submission, *, forget: bool, dry_run: bool
             "cancelled": False,
             "said": f"was handed in at {item.base_url}: set llm.base_url",
         }
+    from featurekit_spark.llm.openai_batch import Progress, UnknownBatchError
+
     try:
         state = desk.cancel(item)
-    except ContextError as error:
+    except UnknownBatchError as error:
         if not forget:
             raise ContextError(
                 f"{error} If it is gone for good, --forget removes what is kept of it here."
             ) from error
         desk.drop(item)
         return {"batch": name, "cancelled": False, "said": f"forgotten, {_asked(item)}"}
-    said = "not known to the provider yet: try again" if state is None else f"{state}, {_asked(item)}"
-    return {"batch": name, "cancelled": state is not None, "said": said}
+    if state is None:
+        return {"batch": name, "cancelled": False, "said": "not known to the provider yet: try again"}
+    if state.progress.ended and state.progress is not Progress.CANCELLED:
+        return {
+            "batch": name,
+            "cancelled": False,
+            "said": f"{state}: it had ended, and is collected as always",
+        }
+    return {"batch": name, "cancelled": True, "said": f"{state}, {_asked(item)}"}
 
 
 def _asked(item: Submission) -> str:

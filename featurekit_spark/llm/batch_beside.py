@@ -52,7 +52,7 @@ class ChatBesideBatches(OpenAIChat):
         desk = BatchDesk(BatchClient(self), records)
         with records.locked(run_id):
             yield collected(desk, self, run_id)
-            own = [item for item in records.all() if item.on_the_way and item.identity == self.identity]
+            own = [item for item in records.on_the_way() if item.identity == self.identity]
             ids = [own_id for item in own for own_id in desk.ids(item.tag)]
             self._awaited = frozenset(ids if self.pending == "wait" else ())
             self._said = (
@@ -96,21 +96,20 @@ class ChatBesideBatches(OpenAIChat):
 def on_the_way(records: BatchRecords, says: Mapping[str, str]) -> list[OnTheWay]:
     """What is to come of everything that is written down here."""
     found = []
-    for item in records.all():
-        if item.on_the_way:
-            try:
-                prompts = [body["messages"][-1]["content"] for _, body in records.requests(item.tag)]
-            except FileNotFoundError:  # another run has just taken it in
-                continue
-            since = f"{datetime.fromtimestamp(item.since, UTC):%Y-%m-%d %H:%M} UTC"
-            said = says.get(item.tag, f"{item.batch_id or item.tag}, handed in {since}")
-            found.append(OnTheWay(item.askers, prompts, said))
+    for item in records.on_the_way():
+        try:
+            prompts = [body["messages"][-1]["content"] for _, body in records.requests(item.tag)]
+        except FileNotFoundError:  # another run has just taken it in
+            continue
+        since = f"{datetime.fromtimestamp(item.since, UTC):%Y-%m-%d %H:%M} UTC"
+        said = says.get(item.tag, f"{item.batch_id or item.tag}, handed in {since}")
+        found.append(OnTheWay(item.askers, prompts, said))
     return found
 
 
 def waiting_for(desk: BatchDesk, identity: str) -> str:
     """What a model's answers are waited for, for people."""
-    own = [item for item in desk.records.all() if item.identity == identity and item.on_the_way]
+    own = [item for item in desk.records.on_the_way() if item.identity == identity]
     says = sorted(desk.says.get(item.tag, item.batch_id or item.tag) for item in own)
     named = "; ".join(says[:3]) + (f"; and {len(says) - 3} more" if len(says) > 3 else "")
     many = sum(item.requests for item in own)

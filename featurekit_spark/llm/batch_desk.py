@@ -18,7 +18,7 @@ from typing import Any, Final
 from featurekit_spark import aio
 from featurekit_spark.errors import BudgetError, ContextError, ServiceError
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
-from featurekit_spark.llm.openai_batch import BatchClient, BatchState
+from featurekit_spark.llm.openai_batch import BatchClient, BatchState, UnknownBatchError
 from featurekit_spark.paid.retry import Clock
 
 __all__ = ["BatchDesk", "BatchLimits", "parts_of"]
@@ -52,21 +52,27 @@ class BatchDesk:
     clock: Clock = field(default_factory=Clock)
     says: dict[str, str] = field(default_factory=dict)
     _ids: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _trifles: bool = True  # whether the provider is asked for what may wait
+    _up: bool = True  # whether the provider is asked for more: each question that fails takes its time
+    _trifles: bool = True  # whether it is asked for what may wait
 
     def look(self, run_id: str, *, identity: str | None = None) -> list[Submission]:
         """Ask what became of everything that was handed in, and bring the records up to date; what they say then. A
-        provider that does not answer is asked later. ContextError where it refuses to tell of a batch of `identity`;
-        of others that is a warning."""
+        provider that does not answer is asked later. ContextError or BudgetError where it refuses to tell of a batch
+        of `identity`; of others that is a warning, and they are asked for in one attempt."""
         with self.records.locked(run_id):
-            self._trifles = True
+            self._up = self._trifles = True
             self.says = {}
             if self.records.can_lock:
                 self.records.sweep()
-            there = self.records.all()
+            # By chance, since one that always fails must not always come before the same others.
+            by_chance = self.clock.uniform
+            there = sorted(
+                self.records.all(), key=lambda item: (item.identity != identity, by_chance(0.0, 1.0))
+            )
             if not self._can_ask(there):
                 return there
-            states = self._found([item for item in there if item.stage is Stage.CREATING and self.asks(item)])
+            unsure = [item for item in there if item.stage is Stage.CREATING and self.asks(item)]
+            states = self._found(unsure, identity)
             return [now for item in there if (now := self._brought(item, states, identity)) is not None]
 
     def asks(self, submission: Submission) -> bool:
@@ -123,8 +129,17 @@ class BatchDesk:
         return aio.run(self.client.state(submission.batch_id)).how_far
 
     def cancel(self, submission: Submission) -> BatchState | None:
-        """Ask the provider to end a batch; what came by then is collected as always. None where it has none."""
-        return None if submission.batch_id is None else aio.run(self.client.cancel(submission.batch_id))
+        """Ask the provider to end a batch; what came by then is collected as always. What it says of it, which may have
+        ended before; None where there is none yet. UnknownBatchError where the provider has none of its id."""
+        if submission.batch_id is None:
+            return None
+        try:
+            return aio.run(self.client.cancel(submission.batch_id))
+        except ContextError:
+            state = aio.run(self.client.state(submission.batch_id))
+            if not state.progress.ended:
+                raise
+            return state
 
     def done(self, submission: Submission, custom_ids: Collection[str], run_id: str) -> None:
         """What came of these is in the cache, or was told as an error: it answers nothing any more."""
@@ -173,9 +188,8 @@ class BatchDesk:
                 self.says[item.tag] = f"{item.batch_id or item.tag} (at {item.base_url})"
             return item
         match item.stage:
-            case Stage.INTENDED:  # its run ended before there could be a batch
-                self.drop(replace(item, sought=True))
-                return None
+            case Stage.INTENDED:
+                return self._broken_off(item)
             case Stage.CREATING:
                 return self._made(item, states, identity)
             case Stage.SUBMITTED:
@@ -186,16 +200,43 @@ class BatchDesk:
                 self.drop(item)
                 return None
 
-    def _found(self, unsure: Sequence[Submission]) -> dict[str, BatchState] | None:
-        """The batches of those that were being made when a run ended; None where the provider does not answer."""
+    def _broken_off(self, item: Submission) -> Submission | None:
+        """One whose run ended before there could be a batch. Without a lock it may be about to hand in."""
+        if not self.records.can_lock and self.clock.wall() - item.at <= self._unsure_s:
+            self.says[item.tag] = f"{item.tag} (being handed in)"
+            return item
+        return self._over(item, replace(item, sought=True))
+
+    def _over(self, item: Submission, gone: Submission) -> Submission | None:
+        """Drop one that has no batch; what it is now where another run goes on with it."""
+        now = self.records.read(item.tag)
+        if now != item:
+            return now
+        self.drop(gone)
+        return None
+
+    @property
+    def _unsure_s(self) -> float:
+        """After which a hand-in is not going on any more. Without a lock another run may still be at it."""
+        return self.limits.unsure_s if self.records.can_lock else max(self.limits.unsure_s, 3600.0)
+
+    def _found(self, unsure: Sequence[Submission], identity: str | None) -> dict[str, BatchState] | None:
+        """The batches of those that were being made when a run ended; None where the provider does not tell."""
         if not unsure:
             return {}
+        own = [item.tag for item in unsure if item.identity == identity]
         try:
             since = min(item.at for item in unsure)
-            return aio.run(self.client.find({item.tag for item in unsure}, since))
+            return aio.run(self.client.find({item.tag for item in unsure}, since, once=not own))
         except ServiceError as error:
+            self._up = self._trifles = False
             _log.warning("batches of earlier runs cannot be asked for: %s", error)
-            return None
+        except (BudgetError, ContextError) as error:
+            hint = f"{error} Whether {', '.join(own or [item.tag for item in unsure])} was made, only its list tells."
+            if own:
+                raise type(error)(hint) from error
+            _log.warning("batches of earlier runs cannot be asked for: %s", hint)
+        return None
 
     def _made(
         self, item: Submission, states: Mapping[str, BatchState] | None, identity: str | None
@@ -205,34 +246,39 @@ class BatchDesk:
             made = replace(item, stage=Stage.SUBMITTED, batch_id=state.batch_id, at=self.clock.wall())
             self.records.put(made)
             return self._asked(made, identity)
-        # Without a lock another run may be about to make it.
-        unsure = self.limits.unsure_s if self.records.can_lock else max(self.limits.unsure_s, 3600.0)
-        if states is not None and self.clock.wall() - item.at > unsure:
+        if states is not None and self.clock.wall() - item.at > self._unsure_s:
             _log.warning("batch %s was never made; its requests may be handed in again", item.tag)
-            self.drop(replace(item, files=_file_ids(item.file_id)))
-            return None
-        self.says[item.tag] = f"{item.tag} (not known to the provider yet)"
+            return self._over(item, replace(item, files=_file_ids(item.file_id)))
+        why = "not known to the provider yet" if states is not None else "the provider does not tell of it"
+        self.says[item.tag] = f"{item.tag} ({why})"
         return item
 
     def _asked(self, item: Submission, identity: str | None) -> Submission:
         assert item.batch_id is not None  # its stage says so
+        own = item.identity == identity
+        if not self._up:
+            self.says[item.tag] = f"{item.batch_id} (the provider does not answer)"
+            return item
         try:
-            state = aio.run(self.client.state(item.batch_id))
+            state = aio.run(self.client.state(item.batch_id, once=not own))
             if not state.progress.ended:
                 self.says[item.tag] = str(state)
                 return item
-            lines = aio.run(self.client.lines(state, self.ids(item.tag)))
-        except ContextError as error:
-            hint = (
-                f"{error} Where the batch is gone for good, remove {self.records.folder}/{item.tag}.json: its requests "
-                "are then made anew, and paid for."
-            )
-            if item.identity == identity:
-                raise ContextError(hint) from error
+            lines = aio.run(self.client.lines(state, self.ids(item.tag), once=not own))
+        except (BudgetError, ContextError) as error:
+            hint = str(error)
+            if isinstance(error, UnknownBatchError):
+                hint += (
+                    f" Where it is gone for good, `featurekit batches cancel {item.batch_id} --forget` removes what is "
+                    "kept of it: its requests are then made anew, and paid for."
+                )
+            if own:
+                raise type(error)(hint) from error
             _log.warning("batch %s of %s cannot be asked for: %s", item.batch_id, item.identity, hint)
             self.says[item.tag] = f"{item.batch_id} (the provider refuses to tell)"
             return item
         except ServiceError as error:
+            self._up = self._trifles = False
             _log.warning("batch %s cannot be asked for: %s", item.batch_id, error)
             self.says[item.tag] = f"{item.batch_id} (the provider does not answer)"
             return item

@@ -73,7 +73,7 @@ class Submission:
     @property
     def on_the_way(self) -> bool:
         """Whether answers may still come of it."""
-        return self.stage in (Stage.CREATING, Stage.SUBMITTED)
+        return self.stage in (Stage.INTENDED, Stage.CREATING, Stage.SUBMITTED)
 
     @classmethod
     def of(cls, tag: str, told: Mapping[str, Any]) -> Submission:
@@ -132,6 +132,12 @@ class BatchRecords:
         """All submissions, whosever model answers them, in order of their names."""
         known = [self.read(tag) for tag in self.tags()]
         return [item for item in known if item is not None]
+
+    def on_the_way(self) -> list[Submission]:
+        """Those of which answers may still come. Where runs lock each other out, what is only intended was left by one
+        that was killed."""
+        alive = {Stage.CREATING, Stage.SUBMITTED} if self.can_lock else set(Stage)
+        return [item for item in self.all() if item.on_the_way and item.stage in alive]
 
     def sweep(self) -> None:
         """Remove what forgotten ones left. Under `locked` only: what has no name yet may be about to get one."""

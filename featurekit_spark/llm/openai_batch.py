@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from featurekit_spark.errors import BuildError, ContextError
+from featurekit_spark.errors import BudgetError, BuildError, ContextError, ServiceError
 from featurekit_spark.fingerprint import digest
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.paid.limits import LocalLimiter
@@ -23,13 +23,17 @@ from featurekit_spark.paid.retry import Breaker, Clock, FailureKind, RetryPolicy
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["BatchClient", "BatchState", "Line", "Progress", "request_id"]
+__all__ = ["BatchClient", "BatchState", "Line", "Progress", "UnknownBatchError", "request_id"]
 
 T = TypeVar("T")
 _TAG: Final = "featurekit"
 _ENDPOINT: Final = "/v1/chat/completions"
 _NO_BATCHES: Final = frozenset({404, 405, 501})
 _AHEAD_S: Final = 3600.0  # by how much the provider's clock may be behind ours
+
+
+class UnknownBatchError(ContextError):
+    """The provider has batches, and none of this id."""
 
 
 class Progress(Enum):
@@ -137,31 +141,55 @@ class BatchClient:
 
     async def create(self, file_id: str, tag: str, since: float) -> BatchState:
         """Have a file answered. `tag` names the batch for good: where an attempt's answer was lost, another looks first
-        whether it was made. `since`: when the first attempt is made, in seconds since 1970."""
-        attempts = 0
+        whether it was made. `since`: when the first attempt is made, in seconds since 1970. ServiceError wherever
+        there may be a batch."""
+        attempts, unheard = 0, False
 
         async def attempt() -> BatchState:
-            nonlocal attempts
+            nonlocal attempts, unheard
             attempts += 1
             if attempts > 1 and (found := (await self._listed({tag}, since)).get(tag)) is not None:
                 return found
-            answer = await self._client.batches.create(
-                input_file_id=file_id, endpoint=_ENDPOINT, completion_window="24h", metadata={_TAG: tag}
-            )
-            return _state(answer)
+            try:
+                answer = await self._client.batches.create(
+                    input_file_id=file_id, endpoint=_ENDPOINT, completion_window="24h", metadata={_TAG: tag}
+                )
+                return _state(answer)
+            except BaseException as error:  # one that came too late is cancelled
+                unheard = unheard or not _refuses(error)
+                raise
 
-        return await self._called("POST /batches", attempt)
+        try:
+            return await self._called("POST /batches", attempt)
+        except (BudgetError, ContextError) as error:
+            if not unheard:
+                raise
+            raise ServiceError(
+                f"{error} An earlier attempt was not answered, and may have made the batch: a later run looks for it."
+            ) from error
 
-    async def find(self, tags: Iterable[str], since: float) -> dict[str, BatchState]:
-        """The batches of these tags that were made at `since` or later."""
+    async def find(self, tags: Iterable[str], since: float, *, once: bool = False) -> dict[str, BatchState]:
+        """The batches of these tags that were made at `since` or later. `once`: in one attempt."""
         wanted = set(tags)
-        return await self._called("GET /batches", lambda: self._listed(wanted, since))
+        return await self._called("GET /batches", lambda: self._listed(wanted, since), self._asking(once))
 
-    async def state(self, batch_id: str) -> BatchState:
+    async def state(self, batch_id: str, *, once: bool = False) -> BatchState:
+        """How far a batch is. `once`: in one attempt. UnknownBatchError where the provider has none of this id."""
+
         async def attempt() -> BatchState:
             return _state(await self._client.batches.retrieve(batch_id))
 
-        return await self._called(f"GET /batches/{batch_id}", attempt)
+        try:
+            return await self._called(f"GET /batches/{batch_id}", attempt, self._asking(once))
+        except ContextError as error:
+            if _status(error.__cause__) != 404:
+                raise
+            try:  # an address that serves nothing knows no batch either
+                await self.find((), self.clock.wall(), once=once)
+            except ContextError as none:
+                if _status(none.__cause__) in _NO_BATCHES:
+                    raise
+            raise UnknownBatchError(str(error)) from error
 
     async def files_named(self, name: str) -> list[str]:
         """The files of requests that were handed over under this name."""
@@ -189,23 +217,25 @@ class BatchClient:
 
         await self._called(f"DELETE /files/{file_id}", attempt, self._of_trifles)
 
-    async def lines(self, state: BatchState, custom_ids: Sequence[str]) -> list[Line]:
-        """One line for each request of a batch that ended, in the order in which they were handed in."""
+    async def lines(self, state: BatchState, custom_ids: Sequence[str], *, once: bool = False) -> list[Line]:
+        """One line for each request of a batch that ended, in the order in which they were handed in. `once`: in one
+        attempt for each file."""
         found: dict[str, Line] = {}
         for file_id in state.files:
-            for line in _lines(await self._content(file_id)):
+            for line in _lines(await self._content(file_id, once)):
                 # An answer is worth more than an error, wherever both are told; of two the first counts.
                 known = found.get(line.custom_id)
                 if known is None or (known.body is None and line.body is not None):
                     found[line.custom_id] = line
         return [found.get(own) or _unanswered(own, at, state) for at, own in enumerate(custom_ids, start=1)]
 
-    async def _content(self, file_id: str) -> bytes:
+    async def _content(self, file_id: str, once: bool) -> bytes:
         async def attempt() -> bytes:
             answer = await self._client.files.content(file_id)
             return bytes(answer.content)
 
-        return await self._called(f"GET /files/{file_id}/content", attempt, self.policy)
+        policy = replace(self.policy, attempts=1) if once else self.policy
+        return await self._called(f"GET /files/{file_id}/content", attempt, policy)
 
     async def _listed(self, tags: set[str], since: float) -> dict[str, BatchState]:
         found: dict[str, BatchState] = {}
@@ -224,6 +254,9 @@ class BatchClient:
     def _of_trifles(self) -> RetryPolicy:
         """A later run does what fails."""
         return replace(self._of_questions, attempts=min(self.policy.attempts, 2))
+
+    def _asking(self, once: bool) -> RetryPolicy:
+        return replace(self._of_questions, attempts=1) if once else self._of_questions
 
     @property
     def _of_questions(self) -> RetryPolicy:
@@ -251,8 +284,7 @@ class BatchClient:
                 clock=self.clock,
             )
         except BuildError as refused:
-            failure = failure_of(refused)
-            status = getattr(None if failure is None else failure.__cause__, "status_code", None)
+            status = _status(refused)
             if status in _NO_BATCHES and what in ("POST /files", "POST /batches", "GET /batches"):
                 raise ContextError(
                     f"llm.mode is batch, but {self.chat.base_url} has no batch API ({what} answered {status}). Use "
@@ -263,6 +295,21 @@ class BatchClient:
                 "batch was handed in with."
             ) from refused
         return called.value
+
+
+def _status(refused: BaseException | None) -> int | None:
+    """With which the provider refused."""
+    failure = None if refused is None else failure_of(refused)
+    return getattr(None if failure is None else failure.__cause__, "status_code", None)
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether the provider has said that it did nothing."""
+    import openai
+
+    if not isinstance(error, openai.APIStatusError):
+        return False
+    return 400 <= error.status_code < 500 and error.status_code not in (408, 409)
 
 
 def _state(batch: Any) -> BatchState:

@@ -121,6 +121,43 @@ def test_a_batch_that_the_provider_lost_is_forgotten_when_that_is_asked_for(
     assert featurekit("batches list").summary["batches"] == []
 
 
+@pytest.mark.parametrize("refusal", [401, 403, 404, 405])
+def test_a_refusal_forgets_no_batch(
+    featurekit: Featurekit, server: ChatServer, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    """Of a key that is wrong, or of an address at which nothing is."""
+    featurekit("run", *BATCH)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            server.batches, "serve", lambda *request: (refusal, {"error": {"message": "no", "code": ""}})
+        )
+        refused = featurekit("batches cancel --all", "--forget")
+    assert refused.code == 3 and f"{refusal}" in refused.err and "gone for good" not in refused.err
+    assert [one["stage"] for one in featurekit("batches list").summary["batches"]] == ["submitted"]
+    featurekit("run", *BATCH)
+    assert (featurekit("run", *BATCH).code, len(server.batches.prompts)) == (0, 6)
+
+
+def test_a_batch_that_ended_before_it_is_cancelled_is_collected(
+    featurekit: Featurekit, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = server.batches.serve
+
+    def serve(verb: str, path: str, *request: Any) -> tuple[int, Any]:
+        too_late = (400, {"error": {"message": "it is completed", "code": ""}})
+        return too_late if path.endswith("/cancel") else served(verb, path, *request)
+
+    monkeypatch.setattr(server.batches, "serve", serve)
+    featurekit("run", *BATCH)
+    refused = featurekit("batches cancel batch_1", "--forget")
+    assert refused.code == 3 and "it is completed" in refused.err, (
+        "it goes on, and the provider will not end it"
+    )
+    (told,) = featurekit("batches cancel batch_1", "--forget").summary["batches"]
+    assert not told["cancelled"] and "had ended, and is collected as always" in told["said"]
+    assert featurekit("batches collect").summary["entries"] == 6
+
+
 def test_without_a_provider_batches_are_listed_and_not_asked_for(
     featurekit: Featurekit, server: ChatServer
 ) -> None:
