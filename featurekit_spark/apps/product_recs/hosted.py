@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from featurekit_spark.apps.product_recs import builders
+from featurekit_spark.apps.product_recs import builders, outside
 from featurekit_spark.apps.product_recs.builders import LLMSuggestions, ProductEmbeddingString, ProductIds
 from featurekit_spark.builder import each
 from featurekit_spark.embed.text import HostedTextEmbedding
 
 __all__ = [
+    "IndexSearcher",
     "LLMLogic",
     "ProductEmbedding",
     "ProductEmbeddingDB",
     "ProductEmbeddingSearcher",
+    "SimilarInIndex",
     "SimilarProducts",
 ]
 
@@ -58,4 +60,18 @@ class SimilarProducts(builders.SimilarProducts):
     """As the local one."""
 
     deps: ClassVar[tuple[Any, ...]] = (ProductEmbeddingSearcher.on(text=ProductEmbeddingString),)
+    version = "1"
+
+
+class IndexSearcher(outside.IndexSearcher):
+    """As the local one."""
+
+    deps: ClassVar[tuple[Any, ...]] = (ProductEmbedding,)
+    version = "1"
+
+
+class SimilarInIndex(outside.SimilarInIndex):
+    """As the local one."""
+
+    deps: ClassVar[tuple[Any, ...]] = (IndexSearcher.on(text=ProductEmbeddingString),)
     version = "1"

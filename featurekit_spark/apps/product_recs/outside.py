@@ -35,6 +35,7 @@ class IndexSearcher(FeatureBuilder[Ranked]):
     asks for every list again. One that is being changed, or was changed row by row, has no such hash, and is refused.
     """
 
+    hosted = "featurekit_spark.apps.product_recs.hosted:IndexSearcher"
     key = ("merchant", "market", "text")
     deps = (ProductEmbedding,)
     value = RANKED
@@ -81,6 +82,7 @@ class IndexSearcher(FeatureBuilder[Ranked]):
 class SimilarInIndex(FeatureBuilder[Ranked]):
     """product_id -> the products with the nearest titles in the index and their scores, never itself."""
 
+    hosted = "featurekit_spark.apps.product_recs.hosted:SimilarInIndex"
     key = PER_PRODUCT
     deps = (IndexSearcher.on(text=ProductEmbeddingString),)
     value = RANKED

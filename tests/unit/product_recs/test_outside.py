@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from featurekit_spark.apps.product_recs.outside import IndexSearcher
+from featurekit_spark.apps.product_recs import hosted
+from featurekit_spark.apps.product_recs.outside import IndexSearcher, SimilarInIndex
 from featurekit_spark.cache.memory import MemoryCache
 from featurekit_spark.context import Context
 from featurekit_spark.controller import Controller
-from featurekit_spark.embed.hashing import HashingEmbedder
+from featurekit_spark.embed import HashingEmbedder, OpenAIEmbedder
 from featurekit_spark.errors import ContextError, ServiceError
 from featurekit_spark.search.export import export_vectors
 from featurekit_spark.search.index import IndexSpec
 from featurekit_spark.search.stores import FlatVectorIndex
+from featurekit_spark.testing.embeddings import embedding_server
+from featurekit_spark.testing.fakes import ProductDBFake
 
 TITLES = {"p1": "red table lamp", "p2": "blue table lamp", "p3": "espresso machine"}
 EMBEDDER = HashingEmbedder(dim=64)
@@ -74,3 +77,26 @@ def test_an_index_that_changes_meanwhile_gives_no_answer(context: Context) -> No
     answer = found(replace(context, vector_index=changing), cache)
     assert answer.status == "error" and "was changed while it was searched" in answer.error
     assert ServiceError.retryable
+
+
+def test_a_hosted_embedder_is_asked_once_for_each_text(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The builders have hosted ones beside them, which find the same and count what was paid."""
+    monkeypatch.setenv("TEST_EMBED_KEY", "any")
+    local = replace(
+        context, product_db=ProductDBFake({name: {"title": title} for name, title in TITLES.items()})
+    )
+    keys = [("abt", "US", name) for name in TITLES]
+    wanted = [each.require() for each in Controller(local, MemoryCache()).get_many(SimilarInIndex, keys)]
+    with embedding_server() as server:
+        embedder = OpenAIEmbedder(server.url, "m", dim=64, api_key_env="TEST_EMBED_KEY")
+        index = FlatVectorIndex(IndexSpec(64, source=embedder.identity))
+        export_vectors(index, list(TITLES), np.asarray(EMBEDDER.embed(list(TITLES.values()))))
+        paid = Controller(replace(local, embedder=embedder, vector_index=index), MemoryCache())
+        with pytest.raises(ContextError, match="counts no calls"):
+            paid.get(IndexSearcher, ("abt", "US", "red table lamp"))
+        for _ in range(2):
+            found = [each.require() for each in paid.get_many(hosted.SimilarInIndex, keys)]
+            assert found == wanted
+        assert sorted(server.texts) == sorted(TITLES.values())
