@@ -12,9 +12,11 @@ import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from featurekit_spark import aio
+from featurekit_spark.asking import asking, asking_in_task
 from featurekit_spark.builder import Bound, FeatureBuilder, Metered
 from featurekit_spark.cache.base import Entry
 from featurekit_spark.errors import (
@@ -181,6 +183,7 @@ def _told(error: Exception) -> str:
         frames = traceback.extract_tb(error.__traceback__)
         where = f" ({frames[-1].name}, line {frames[-1].lineno})" if frames else ""
         message = f"{type(error).__name__}: {message}{where}"
+    message = message.encode("utf-8", "replace").decode()  # what others say may hold half of a character
     return message if len(message) <= _ERROR_TEXT else f"{message[: _ERROR_TEXT - 3]}..."
 
 
@@ -240,7 +243,9 @@ def _one_by_one(
     kept = 0
     for number, key in enumerate(keys):
         try:
-            built.append(_built(one(key, bound.config, view)))
+            with asking(bound.name, _key_of(bound, key)):
+                value = one(key, bound.config, view)
+            built.append(_built(value))
         except ContextError:
             raise
         except BudgetError as error:  # nobody is asked any more
@@ -261,7 +266,9 @@ async def _all(
     one: Any, keys: list[dict[str, Any]], bound: Bound, view: Any, keep: Keep | None
 ) -> list[Built]:
     """All keys of a batch at once; how many calls are really in flight is the client's affair."""
-    calls = [one(key, bound.config, view) for key in keys]
+    calls = [
+        asking_in_task(bound.name, _key_of(bound, key), partial(one, key, bound.config, view)) for key in keys
+    ]
     batches = None if keep is None else _MicroBatches(keep)
     if batches is not None:
         calls = [batches.kept(row, call) for row, call in enumerate(calls)]
@@ -284,6 +291,10 @@ async def _all(
             case _:
                 built.append(_built(answer))
     return built
+
+
+def _key_of(bound: Bound, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(inputs.get(field) for field in bound.key)
 
 
 class _MicroBatches:

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import pyarrow as pa
 
+from featurekit_spark.asking import asking
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.budget import Purse
 from featurekit_spark.build import Built
@@ -189,7 +190,8 @@ class HandController(Controller):
         # the controller makes it run again.
         context = bound.view(self.context) if bound.builder.needs else self.context
         try:
-            value, own_hash = bound.builder.get(key, bound.config, context, self)
+            with asking(bound.name, key):
+                value, own_hash = bound.builder.get(key, bound.config, context, self)
             built = Built(value)
         except (BudgetError, ContextError):
             raise

@@ -7,8 +7,9 @@ Knows builders and entries; what is handed in, and to whom, is the client's affa
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -20,7 +21,13 @@ import pyarrow.compute as pc
 from featurekit_spark.bindings import Bindings
 from featurekit_spark.builder import Bound, FeatureBuilder, import_path, load_builder
 from featurekit_spark.cache.base import Entry, FeatureCache, TraceRow
-from featurekit_spark.errors import AnswersPendingError, BudgetError, ContextError, UsageError
+from featurekit_spark.errors import (
+    AnswersPendingError,
+    BudgetError,
+    ContextError,
+    FeaturekitError,
+    UsageError,
+)
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.fingerprint import digest, entry_id, inputs_hash, key_json
 from featurekit_spark.graph import Graph
@@ -42,9 +49,12 @@ __all__ = [
     "until_answered",
 ]
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Came = Callable[[Mapping[str, str]], set[str]]
 """Of prompts by some name: the names of those whose answers another run has taken in meanwhile."""
+Rows = Collection[tuple[str, tuple[Any, ...]]]
+"""Builders' names and keys."""
 _ASKED_BY = ("prompt",)
 _ROWS = 2_048
 
@@ -87,14 +97,15 @@ class Asker:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of one hand-in of the run `run_id`. `client`: answers these prompts as the model did that was asked,
-    and raises AnswersPendingError for others; `done`: is called once the cache has what it gave."""
+    """What came of one hand-in of the run `run_id`, at the time `at`. `client`: answers these prompts as the model did
+    that was asked, and raises AnswersPendingError for others; `done`: is called with the rows that the cache has."""
 
     run_id: str
+    at: datetime
     askers: tuple[Asker, ...]
     prompts: Sequence[str]
     client: Any
-    done: Callable[[], None]
+    done: Callable[[Rows], None]
 
 
 @dataclass(frozen=True)
@@ -120,15 +131,16 @@ class Collecting(Protocol):
     def on_the_way(self) -> list[OnTheWay]:
         """What is to come, by what is written down here; nobody else is asked."""
 
+    def opened(self, run_id: str, askers: Sequence[Asker], came: Came) -> AbstractContextManager[None]:
+        """For the length of a run, or of a part of it: a call that is on its way raises AnswersPendingError, for which
+        single requests do not wait."""
+
 
 @runtime_checkable
 class Deferring(Collecting, Protocol):
-    """A client that hands calls in. While it is `opened`, a call that has no answer yet raises AnswersPendingError;
-    only the driver calls it."""
-
-    def opened(self, run_id: str, askers: Sequence[Asker], came: Came) -> AbstractContextManager[None]:
-        """For the length of a run, or of a part of it: at its end all that was asked is handed in together. What was
-        answered meanwhile is in the cache when it ends."""
+    """A client that hands calls in. While it is `opened`, a call that has no answer yet raises AnswersPendingError, and
+    at the end all that was asked is handed in together. What was answered meanwhile is in the cache when it ends. Only
+    the driver calls it."""
 
     def awaited(self, run_id: str) -> bool:
         """Wait for what this run asked, as long as it may. Whether anything came, for which the run is to be carried
@@ -151,11 +163,11 @@ def deferring(builders: Iterable[type[FeatureBuilder[Any]]], context: Any) -> li
 def handing_in(graph: Graph, job: Job) -> Iterator[None]:
     """For the length of a run."""
     with ExitStack() as opened:
-        for client in deferring(graph, job.context):
+        for client in collecting(graph, job.context):
             askers = [
                 asker
                 for builder in graph
-                if builder.paid and client in deferring([builder], job.context)
+                if builder.paid and client in collecting([builder], job.context)
                 if (asker := Asker.of(job.bindings[builder])) is not None
             ]
             came = _came(askers, job.cache, time.time_ns())
@@ -187,7 +199,7 @@ def take_in_answers(graph: Graph, job: Job) -> frozenset[str]:
         taken = 0
         with client.collecting(job.run_id) as came:
             for answers in came:
-                taken += take_in(answers, job.cache, job.context, job.now, fallback=(job.bindings, own))
+                taken += take_in(answers, job.cache, job.context, fallback=(job.bindings, own))
         if taken:
             job.cache.drop_marks()
         if client.pays_again:
@@ -210,29 +222,48 @@ def take_in(
     answers: Answers,
     cache: FeatureCache,
     context: Any,
-    now: datetime,
     *,
     fallback: tuple[Bindings, Sequence[type[FeatureBuilder[Any]]]] | None = None,
 ) -> int:
     """Append what came of one hand-in, each answer once; how many entries. `fallback`: who may have asked where nobody
-    is named, or can be found."""
-    known = [found for asker in answers.askers if (found := asker.bindings(context)) is not None]
-    if not known and fallback is not None:
+    is named, or can be found. What needs more than `context` has waits for a run that has it. So does, with a warning,
+    what no code was made for: one hand-in must not keep others from the cache."""
+    taken, kept = 0, set[tuple[str, tuple[Any, ...]]]()
+    try:
+        known, waits = _readers(answers, context, fallback)
+        for bindings, builder, view in known:
+            for start in range(0, len(answers.prompts), _ROWS):
+                prompts = answers.prompts[start : start + _ROWS]
+                evaluator = Evaluator(bindings, view, _Nothing(), now=answers.at, batch_rows=_ROWS)
+                # Of prompts that another builder asked; or lines that say that there was no quota.
+                with suppress(AnswersPendingError, BudgetError, ContextError):
+                    evaluator.resolve(builder, [(prompt,) for prompt in prompts])
+                kept |= {(builder.name, key) for key in evaluator.made.get(builder.name, ())}
+                taken += _append(cache, evaluator, bindings[builder], answers.run_id, answers.at)
+        if not waits:
+            answers.done(kept)
+    except FeaturekitError:
+        raise
+    except Exception as error:
+        _log.warning(
+            "what came of calls that run %s handed in cannot be taken in, and stays: %s: %s",
+            *(answers.run_id, type(error).__name__, error),
+        )
+    return taken
+
+
+def _readers(
+    answers: Answers, context: Any, fallback: tuple[Bindings, Sequence[type[FeatureBuilder[Any]]]] | None
+) -> tuple[list[tuple[Bindings, type[FeatureBuilder[Any]], _Recalling]], bool]:
+    """Who reads what came, and in what context; whether somebody asked who cannot read here."""
+    asked = [found for asker in answers.askers if (found := asker.bindings(context)) is not None]
+    if not asked and fallback is not None:
         bindings, builders = fallback
         prompted = [b for b in builders if b.key == _ASKED_BY and not bindings[b].deps]
-        known = [(bindings, builder) for builder in prompted]
-    taken = 0
-    for bindings, builder in known:
-        bound, view = bindings[builder], _Recalling(context, answers.client)
-        for start in range(0, len(answers.prompts), _ROWS):
-            prompts = answers.prompts[start : start + _ROWS]
-            evaluator = Evaluator(bindings, view, _Nothing(), now=now, batch_rows=_ROWS)
-            # Of prompts that another builder asked; or lines that say that there was no quota.
-            with suppress(AnswersPendingError, BudgetError, ContextError):
-                evaluator.resolve(builder, [(prompt,) for prompt in prompts])
-            taken += _append(cache, evaluator, bound, answers.run_id, now)
-    answers.done()
-    return taken
+        asked = [(bindings, builder) for builder in prompted]
+    views = [(*found, _Recalling.of(found[1], context, answers.client)) for found in asked]
+    known = [(bindings, builder, view) for bindings, builder, view in views if view is not None]
+    return known, len(known) < len(views)
 
 
 def _append(cache: FeatureCache, evaluator: Evaluator, bound: Bound, run_id: str, now: datetime) -> int:
@@ -243,7 +274,9 @@ def _append(cache: FeatureCache, evaluator: Evaluator, bound: Bound, run_id: str
     living = {
         identity: entry
         for identity, entry in known.items()
-        if (until := bound.builder.freshness.expiry(entry.ts)) is None or now < until
+        if entry.run_id == run_id
+        or (until := bound.builder.freshness.expiry(entry.ts)) is None
+        or now < until
     }
     old = pa.array([identity in living for identity in entries["entry_id"].to_pylist()], pa.bool_())
     pointers: list[TraceRow] = []
@@ -318,13 +351,26 @@ class _Nothing:
 
 
 class _Recalling:
-    """A context whose client gives the answers that came. Without a context of its own (None) it has nothing else."""
+    """A context whose clients give the answers that came."""
 
-    def __init__(self, context: Any, client: Any) -> None:
-        self._context, self._client = context, client
+    def __init__(self, context: Any, clients: Collection[str], client: Any) -> None:
+        self._context, self._clients, self._client = context, clients, client
+
+    @classmethod
+    def of(cls, builder: type[FeatureBuilder[Any]], context: Any, client: Any) -> _Recalling | None:
+        """None where it has not all that the builder needs. Without a context (None) it has a client only, which is
+        what a builder asks that needs one thing."""
+        needs = tuple(builder.needs)
+        try:
+            found = {} if context is None else {name: getattr(context, name) for name in needs}
+        except Exception:  # what a context makes when it is asked for may fail in its own way
+            return None
+        clients = [name for name, value in found.items() if isinstance(value, Collecting)]
+        if not clients and len(needs) > 1:
+            return None
+        return cls(context, clients or needs, client)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        found = None if self._context is None else getattr(self._context, name)
-        return self._client if found is None or isinstance(found, Collecting) else found
+        return self._client if name in self._clients else getattr(self._context, name)

@@ -69,7 +69,7 @@ def collect_command(options: OpenOptions) -> Answer:
         cache = DeltaCache(counter.cache_path, storage_options=counter.folder.options)
         with reading(counter.cache_path):
             for answers in collected(desk, chat, _OWNER):
-                taken = take_in(answers, cache, None, datetime.now(UTC))
+                taken = take_in(answers, cache, None)
                 entries, hand_ins = entries + taken, hand_ins + bool(taken)
             if entries:
                 cache.drop_marks()

@@ -122,7 +122,7 @@ class OpenAIBatch:
                 raise
         finally:
             # An error that was told is over; an answer is, once it is in the cache.
-            self._use_up(self._sheet.told | (self._sheet.given if finished else set()), run_id)
+            self._use_up(self._sheet.used_up() if finished else self._sheet.told, run_id)
             self._held.close()
             self._run_id = None
         self._hand_in(run_id, askers, came)
@@ -180,10 +180,9 @@ class OpenAIBatch:
         except (ValueError, TypeError) as error:
             raise BuildError(f"the request cannot be sent: {type(error).__name__}: {error}") from error
         line = self._line(custom_id)
-        with self._sheet.asked():
-            if line is None:
-                self._asked[custom_id] = request  # equal requests are one
-                raise AnswersPendingError("its answer is still to come")
+        if line is None:
+            self._asked[custom_id] = request  # equal requests are one
+            raise AnswersPendingError("its answer is still to come")
         return self._sheet.read(line, request)
 
     async def aclose(self) -> None:

@@ -6,19 +6,20 @@ Owns what a line means, and which lines were used up. Knows no files and no prov
 
 from __future__ import annotations
 
-import asyncio
-import weakref
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
-from featurekit_spark.deferred import Answers
+from featurekit_spark.asking import Asking, asking_now
+from featurekit_spark.deferred import Answers, Rows
 from featurekit_spark.errors import (
     AnswersPendingError,
     BudgetError,
     BuildError,
+    ContextError,
     FeaturekitError,
     ServiceError,
 )
@@ -27,35 +28,34 @@ from featurekit_spark.llm.batch_desk import BatchDesk
 from featurekit_spark.llm.batch_records import Stage, Submission
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.llm.openai_batch import Line, request_id
+from featurekit_spark.paid.cost import cost_of
 from featurekit_spark.paid.openai_protocol import copied
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import CallFailure, FailureKind, Sign
 
 __all__ = ["AnswerSheet", "answers_of", "collected", "told_price"]
 
+_log = logging.getLogger(__name__)
 _MANY = 1_000_000
 
 
 @dataclass
 class AnswerSheet:
-    """Lines become answers. `given`: those whose answers were given and are used up once the cache has them; `told`:
-    those that were told as errors."""
+    """Lines become answers. `told`: those that were told as errors."""
 
     chat: OpenAIChat
     price: Price | None
-    given: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
-    # What a key's task was given: what it makes of one answer may need another, which is still to come.
-    _given_to: weakref.WeakKeyDictionary[Any, list[str]] = field(default_factory=weakref.WeakKeyDictionary)
+    _given: dict[Asking | None, list[str]] = field(default_factory=dict)
 
-    @contextmanager
-    def asked(self) -> Iterator[None]:
-        """Around what a key's task asks: where it has to wait, what it was given before is not used up."""
-        try:
-            yield
-        except AnswersPendingError:
-            self.given.difference_update(self._given_to.get(asyncio.current_task(), ()))
-            raise
+    def used_up(self, rows: Rows | None = None) -> set[str]:
+        """Lines that answer nothing any more, once the cache has what they were given for: all of it, or `rows`. What
+        somebody makes of one line may need another, which is still to come."""
+        over, needed = {*self.told}, set[str]()
+        for asker, ids in self._given.items():
+            kept = asker is None or rows is None or (asker.builder, asker.key) in rows
+            (over if kept and (asker is None or _is_over(asker.error)) else needed).update(ids)
+        return over - needed
 
     def read(self, line: Line, request: Mapping[str, Any]) -> Completion:
         """The answer, or the error that stands in its place."""
@@ -68,8 +68,7 @@ class AnswerSheet:
             self.told.add(line.custom_id)
             error = self._error(Line(line.custom_id, None, failure.kind, failure.message), failure)
             raise error.with_cost(failure.tokens, failure.usd) from failure
-        self.given.add(line.custom_id)
-        self._given_to.setdefault(asyncio.current_task(), []).append(line.custom_id)
+        self._given.setdefault(asking_now(), []).append(line.custom_id)
         return answer
 
     def _error(self, line: Line, failure: CallFailure | None = None) -> FeaturekitError:
@@ -87,6 +86,19 @@ class AnswerSheet:
         sign = Sign.WORKS if line.blames_request else Sign.BROKEN
         error.__cause__ = failure or CallFailure(line.message, kind, sign)
         return error
+
+
+def _is_over(error: BaseException | None) -> bool:
+    """Whether somebody who ended so needs no answer any more that was given: an entry tells of it."""
+    match error:
+        case None:
+            return True
+        case AnswersPendingError() | ContextError():
+            return False
+        case ServiceError() | BudgetError():  # asked again; what tells of the cost has used it up
+            return cost_of(error) is not None
+        case _:
+            return isinstance(error, Exception)
 
 
 class Recalled:
@@ -119,9 +131,8 @@ class Recalled:
             earlier=earlier,
         )
         line = self._lines.get(request_id(self.identity, request))
-        with self._sheet.asked():
-            if line is None or (line.body is None and not self._errors):
-                raise AnswersPendingError("there is no answer yet")
+        if line is None or (line.body is None and not self._errors):
+            raise AnswersPendingError("there is no answer yet")
         return self._sheet.read(line, request)
 
 
@@ -135,7 +146,13 @@ def collected(
         for submission in desk.look(run_id, identity=identity):
             if submission.stage is Stage.ANSWERED and desk.asks(submission):
                 late = desk.clock.wall() - submission.at > desk.limits.keep_s
-                yield from answers_of(desk, chat, submission, run_id, submission.identity != identity or late)
+                try:
+                    yield from answers_of(
+                        desk, chat, submission, run_id, submission.identity != identity or late
+                    )
+                except (ValueError, KeyError, TypeError) as error:  # the others are to be had all the same
+                    _log.warning("what came of batch %s cannot be read: %s", submission.batch_id, error)
+                    continue
                 if late:
                     _give_up(desk, submission)
 
@@ -159,6 +176,7 @@ def answers_of(
         sheet = AnswerSheet(_asked(chat, submission), told_price(submission))
         yield Answers(
             submission.run_id,
+            datetime.fromtimestamp(submission.at, UTC),
             submission.askers,
             list(dict.fromkeys(prompts)),
             Recalled(sheet, lines, errors=errors),
@@ -174,8 +192,8 @@ def told_price(submission: Submission) -> Price | None:
     return Price(asked or Decimal(0), answered or Decimal(0), cached)
 
 
-def _done(desk: BatchDesk, submission: Submission, sheet: AnswerSheet, run_id: str) -> Callable[[], None]:
-    return lambda: desk.done(submission, sheet.given | sheet.told, run_id)
+def _done(desk: BatchDesk, submission: Submission, sheet: AnswerSheet, run_id: str) -> Callable[[Rows], None]:
+    return lambda rows: desk.done(submission, sheet.used_up(rows), run_id)
 
 
 def _asked(chat: OpenAIChat, submission: Submission) -> OpenAIChat:
@@ -189,13 +207,11 @@ def _asked(chat: OpenAIChat, submission: Submission) -> OpenAIChat:
 
 
 def _give_up(desk: BatchDesk, submission: Submission) -> None:
-    import logging
-
     left = len(desk.records.answers(submission.tag))
     now = desk.records.read(submission.tag)
     if now is None or not left:
         return
-    logging.getLogger(__name__).warning(
+    _log.warning(
         "%d answers of batch %s were asked for by no run in %.0f days and are dropped",
         *(left, submission.batch_id, desk.limits.keep_s / 86_400.0),
     )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from featurekit_spark.cache.folder import Folder
-from featurekit_spark.deferred import Answers, OnTheWay
+from featurekit_spark.deferred import Answers, Asker, Came, OnTheWay
 from featurekit_spark.errors import AnswersPendingError
 from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.llm.batch_answers import collected
@@ -33,8 +33,9 @@ class ChatBesideBatches(OpenAIChat):
     ) -> None:
         super().__init__(**options)
         self.folder, self.pending = folder, pending
-        # As long as a run began with none there is nothing to look for.
+        # What a run waits for, which travels to workers; as long as there is none there is nothing to look for.
         self._awaited: frozenset[str] = frozenset()
+        self._to_come: frozenset[str] = frozenset()
         self._said = ""
 
     @property
@@ -46,7 +47,7 @@ class ChatBesideBatches(OpenAIChat):
         """What came since. Afterwards it is known what is still to come."""
         records = BatchRecords(self.folder)
         if not records.tags():
-            self._awaited = frozenset()
+            self._to_come = frozenset()
             yield iter(())
             return
         desk = BatchDesk(BatchClient(self), records)
@@ -54,11 +55,20 @@ class ChatBesideBatches(OpenAIChat):
             yield collected(desk, self, run_id)
             own = [item for item in records.on_the_way() if item.identity == self.identity]
             ids = [own_id for item in own for own_id in desk.ids(item.tag)]
-            self._awaited = frozenset(ids if self.pending == "wait" else ())
+            self._to_come = frozenset(ids if self.pending == "wait" else ())
             self._said = (
                 f"{waiting_for(desk, self.identity)} What was asked online is kept as well. To pay for them once more "
                 "instead, online and at once: --set llm.pending=pay."
             )
+
+    @contextmanager
+    def opened(self, run_id: str, askers: Sequence[Asker] = (), came: Came | None = None) -> Iterator[None]:
+        """For the length of a run: prompts on their way are waited for."""
+        self._awaited = self._to_come
+        try:
+            yield
+        finally:
+            self._awaited = frozenset()
 
     def on_the_way(self) -> list[OnTheWay]:
         """What is to come, by what is written down here."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from featurekit_spark import aio
-from featurekit_spark.errors import BudgetError, ContextError, ServiceError
+from featurekit_spark.errors import BudgetError, ContextError, FeaturekitError, ServiceError
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.llm.openai_batch import BatchClient, BatchState, UnknownBatchError
 from featurekit_spark.paid.retry import Clock
@@ -73,7 +73,7 @@ class BatchDesk:
                 return there
             unsure = [item for item in there if item.stage is Stage.CREATING and self.asks(item)]
             states = self._found(unsure, identity)
-            return [now for item in there if (now := self._brought(item, states, identity)) is not None]
+            return [now for item in there if (now := self._looked_at(item, states, identity)) is not None]
 
     def asks(self, submission: Submission) -> bool:
         """Whether it was handed in where this desk asks: a key goes to no other address."""
@@ -89,12 +89,18 @@ class BatchDesk:
             there, tags = {*known}, set()
             for item in self.records.all():
                 if item.identity == template.identity and item.stage is not Stage.DONE:
-                    own = self.ids(item.tag)
+                    own = self._to_have(item)
                     there.update(own)
                     if not requests.keys().isdisjoint(own):
                         tags.add(item.tag)
             new = {custom_id: body for custom_id, body in requests.items() if custom_id not in there}
             return tags | {self._submit(part, template) for part in parts_of(new, self.limits)}
+
+    def _to_have(self, item: Submission) -> Collection[str]:
+        """The requests whose answers are to come, or are there: others were told as errors, and may be asked again."""
+        if item.stage is not Stage.ANSWERED:
+            return self.ids(item.tag)
+        return [json.loads(text)["custom_id"] for text in self.records.answers(item.tag)]
 
     def ids(self, tag: str) -> tuple[str, ...]:
         """The names of a submission's requests."""
@@ -179,6 +185,20 @@ class BatchDesk:
             return False
         return True
 
+    def _looked_at(
+        self, item: Submission, states: Mapping[str, BatchState] | None, identity: str | None
+    ) -> Submission | None:
+        """One that no code was made for must not keep the others from the cache: it stays."""
+        try:
+            return self._brought(item, states, identity)
+        except FeaturekitError:
+            raise
+        except Exception as error:
+            name = item.batch_id or item.tag
+            _log.warning("batch %s cannot be taken in, and stays: %s: %s", name, type(error).__name__, error)
+            self.says[item.tag] = f"{name} (cannot be taken in: {type(error).__name__})"
+            return None
+
     def _brought(
         self, item: Submission, states: Mapping[str, BatchState] | None, identity: str | None
     ) -> Submission | None:
@@ -228,8 +248,7 @@ class BatchDesk:
         try:
             since = min(item.at for item in unsure)
             return aio.run(self.client.find({item.tag for item in unsure}, since, once=not own))
-        except ServiceError as error:
-            self._up = self._trifles = False
+        except ServiceError as error:  # a list that always fails keeps no batch that is known from being asked for
             _log.warning("batches of earlier runs cannot be asked for: %s", error)
         except (BudgetError, ContextError) as error:
             hint = f"{error} Whether {', '.join(own or [item.tag for item in unsure])} was made, only its list tells."

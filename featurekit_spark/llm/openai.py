@@ -276,7 +276,12 @@ def _read(body: bytes) -> _Reply:
     elif not isinstance(text, str):
         failure = unclear(f"the server's answer has no text (finish_reason {reason!r})")
     said = text if isinstance(text, str) and text else str(refusal or "")
-    return _Reply(said, reason, usage, failure)
+    whole = said.encode("utf-8", "replace").decode()
+    if failure is None and whole != said:
+        failure = final(
+            "the model's answer is no text: it holds half of a character (a surrogate without its pair)"
+        )
+    return _Reply(whole, reason, usage, failure)
 
 
 @cache

@@ -99,7 +99,8 @@ class Line:
 
     def to_json(self) -> str:
         kind = None if self.kind is None else self.kind.value
-        return json.dumps({**asdict(self), "kind": kind}, ensure_ascii=False)
+        # In ASCII, since a text may hold what no bytes stand for, half of an emoji say.
+        return json.dumps({**asdict(self), "kind": kind})
 
     @classmethod
     def from_json(cls, text: str) -> Line:
@@ -341,17 +342,27 @@ def _lines(content: bytes) -> Iterator[Line]:
         try:
             told = json.loads(text)
             custom_id = told["custom_id"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        response, error = told.get("response") or {}, told.get("error") or {}
+        if not isinstance(custom_id, str):
+            continue
+        response, error = _fields(told.get("response")), _fields(told.get("error"))
         status, body = response.get("status_code"), response.get("body")
+        status = status if isinstance(status, int) else None
         if status == 200 and not error:
-            yield Line(custom_id, json.dumps(body, ensure_ascii=False))
+            yield Line(custom_id, json.dumps(body))
             continue
-        error = error or (isinstance(body, Mapping) and body.get("error")) or {}
+        error = error or _fields(_fields(body).get("error"))
         code, message = str(error.get("code") or ""), str(error.get("message") or "no message")[:300]
         said = f"status {status}: {message}" if status else f"{code or 'error'}: {message}"
         yield Line(custom_id, None, _kind(status, code), said, blames_request(status, code))
+
+
+def _fields(told: Any) -> Mapping[str, Any]:
+    """What is none says nothing."""
+    if isinstance(told, str):
+        return {"message": told}
+    return told if isinstance(told, Mapping) else {}
 
 
 def _kind(status: int | None, code: str) -> FailureKind:

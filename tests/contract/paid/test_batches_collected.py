@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +238,7 @@ def test_what_was_taken_in_by_a_run_that_died_before_it_said_so_is_one_entry(sho
     shop.server.batches.polls = 0
     llm = shop.batch()
     for answers in collected(llm.desk, llm.chat, "killed"):
-        take_in(replace(answers, done=lambda: None), shop.cache, None, datetime.now(UTC))
+        take_in(replace(answers, done=lambda rows: None), shop.cache, None)
     assert shop.keys() == ["red lamp", "sofa"] and shop.records() != []
     assert shop.result(llm).values(Reply) == A
     assert shop.keys() == ["red lamp", "sofa"]
@@ -256,7 +255,7 @@ def test_what_gave_no_answer_is_taken_in_once_too(shop: Shop) -> None:
     llm = shop.batch()
     for _ in range(2):
         for answers in collected(llm.desk, llm.chat, "killed"):
-            take_in(replace(answers, done=lambda: None), shop.cache, None, datetime.now(UTC))
+            take_in(replace(answers, done=lambda rows: None), shop.cache, None)
     aio.run(llm.aclose())
     found = Counter((json.loads(row["key"])[0], row["status"]) for row in shop.entries())
     assert found == {("sofa", "ok"): 2, ("red lamp", "ok"): 1, ("desk", "error"): 1}
