@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from featurekit_spark.cache.upkeep import forget_log
 from featurekit_spark.errors import CacheError
@@ -14,15 +15,21 @@ __all__ = ["matrices_with", "remove_matrices"]
 
 def matrices_with(path: str, ids: Collection[str]) -> set[str]:
     """Hashes of the matrices in the store at `path` that have one of `ids`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from deltalake import DeltaTable, QueryBuilder
 
     if not ids or not DeltaTable.is_deltatable(path):
         return set()
-    found = QueryBuilder().register("matrices", DeltaTable(path)).execute("SELECT hash, ids FROM matrices")
-    wanted = set(ids)
-    rows = found.read_all()
-    pairs = zip(rows.column("hash").to_pylist(), rows.column("ids").to_pylist(), strict=True)
-    return {name for name, members in pairs if not wanted.isdisjoint(members)}
+    query = QueryBuilder().register("matrices", DeltaTable(path))
+    answer: Any = query.execute("SELECT hash, ids FROM matrices")
+    batches = pa.RecordBatchReader.from_stream(answer) if hasattr(answer, "__arrow_c_stream__") else answer
+    wanted, found = pa.array(sorted(ids), pa.large_string()), set()
+    for batch in batches:  # some blocks at a time, and no text object for each id
+        names, members = batch.column(0).cast(pa.large_string()), batch.column(1)
+        here = pc.is_in(members.flatten().cast(pa.large_string()), value_set=wanted)
+        found.update(names.take(pc.list_parent_indices(members).filter(here)).to_pylist())
+    return found
 
 
 def remove_matrices(path: str, hashes: Collection[str], *, copies: Copies | None = None) -> int:

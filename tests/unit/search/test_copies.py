@@ -244,6 +244,18 @@ def test_a_purge_removes_copies_of_every_format(tmp_path: Path, temporary: Path,
     assert not any(path.exists() for path in gone)
 
 
+def test_matrices_are_found_by_any_of_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "_BLOCK_BYTES", 64)  # two rows a block
+    store = store_at(tmp_path)
+    assert matrices_with(store.path, ["p-00000"]) == set()
+    small, large, empty = (store.put(named(rows), vectors(rows)).hash for rows in (2, 9, 0))
+    other = store.put(["ä '\"", "b"], vectors(2), storage="int8").hash
+    assert matrices_with(store.path, ["p-00001", "nobody"]) == {small, large}
+    assert matrices_with(store.path, {"p-00008"}) == {large}
+    assert matrices_with(store.path, {"ä '\"", "p-00008"}) == {large, other}
+    assert matrices_with(store.path, {"nobody"}) == matrices_with(store.path, []) == set() and empty
+
+
 def test_a_purge_that_fails_at_the_table_finds_the_matrix_again(tmp_path: Path, temporary: Path) -> None:
     store = store_at(tmp_path)
     path = opened(store, 3)
