@@ -276,3 +276,12 @@ def test_a_batch_that_can_never_be_asked_for_keeps_no_other_from_being_collected
         desk.look("run")
     assert sorted(shop.stages()) == ["answered", "submitted"]
     aio.run(desk.client.chat.aclose())
+
+
+def test_a_list_that_always_fails_keeps_no_batch_that_is_known_from_being_collected(shop: Shop) -> None:
+    shop.killed_while_creating(shop.batch())
+    shop.server.batches.polls = 0
+    shop.answers(lambda verb, path: DOWN if (verb, path) == ("GET", "batches") else None)
+    shop.pending(shop.batch("other"), "b")
+    assert shop.run(shop.batch("other"), "b") == B
+    assert shop.stages() == ["creating"]
