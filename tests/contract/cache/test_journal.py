@@ -216,7 +216,7 @@ def test_a_full_disk_ends_the_run_and_the_calls(tmp_path: Path) -> None:
     assert "CacheError: " in full.stderr.splitlines()[-1], full.stderr
     assert "could not be kept in the journal" in full.stderr and "File too large" in full.stderr
     before = Counter(log, 300).asked()
-    assert 100 <= len(before) <= 100 + 2 * MICRO_BATCH
+    assert 100 <= len(before) < 200, "others go on while the write that fails is under way, and not for long"
     second = Counter(tmp_path / "calls again", 300)
     result = run(cache, second)
     assert (result.status, len(result.values(Use))) == ("ok", 300)
