@@ -407,7 +407,9 @@ class Bootstrap:
         from featurekit_spark.search.stores.names import name_of
 
         index = self.settings.vector_index
-        name = index.name or name_of(self.merchant, self.market)
+        name = (index.name or "{merchant}-{market}").format(
+            merchant=name_of(self.merchant), market=name_of(self.market)
+        )
         match index.kind:
             case "qdrant":
                 return QdrantIndex(

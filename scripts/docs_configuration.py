@@ -126,7 +126,8 @@ MEANINGS = {
     "folder of Qdrant.",
     "vector_index.url": "A Qdrant server, 1.16 or newer, instead of a folder.",
     "vector_index.api_key_env": "Name of the environment variable that holds its API key. Never the key itself.",
-    "vector_index.name": "The index; null is made of merchant and market, such as `abt-US`.",
+    "vector_index.name": "The index of a merchant and market, such as `shop-{merchant}-{market}`; both must be "
+    "named, with - or . between them. Null is `{merchant}-{market}`.",
     "vector_index.fields": "Attributes that go along, and can be filtered on, with their types: `{brand: str, price: "
     "float}`.",
     "vector_index.exact": "Compare all rows. `false`: search the store's own index, which is faster and may miss "

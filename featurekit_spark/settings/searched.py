@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from featurekit_spark.settings.section import Count, EnvName, Limit, Seconds, Section, Text, Url
+from featurekit_spark.settings.section import (
+    Count,
+    EnvName,
+    Limit,
+    Seconds,
+    Section,
+    Text,
+    Url,
+    template_fields,
+)
 
 __all__ = ["SearchSettings", "VectorIndexSettings"]
+
+_OF_A_GROUP = frozenset({"merchant", "market"})
 
 
 class SearchSettings(Section):
@@ -30,8 +42,9 @@ class SearchSettings(Section):
 
 class VectorIndexSettings(Section):
     """Where `featurekit vectors` exports to: a folder (of LanceDB also an address such as s3://bucket/path), or a
-    Qdrant server, whose key is in the variable `api_key_env`. `name` null is made of merchant and market. `fields` are
-    attributes of products, with their types: what can be filtered on."""
+    Qdrant server, whose key is in the variable `api_key_env`. `name` is a template: each merchant and market has an
+    index of its own; null is `{merchant}-{market}`. `fields` are attributes of products, with their types: what can be
+    filtered on."""
 
     kind: Literal["none", "qdrant", "lancedb"] = "none"
     path: Text | None = None
@@ -41,6 +54,23 @@ class VectorIndexSettings(Section):
     fields: dict[Text, Literal["str", "int", "float", "bool"]] = Field(default_factory=dict)
     exact: Annotated[bool, Field(strict=True)] = True
     timeout_s: Seconds = 60.0
+
+    @field_validator("name")
+    @classmethod
+    def _is_of_a_group(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        # Merchant and market come without - and . (`stores.names`), so that no two groups share a name.
+        between = re.findall(r"\}([^{}]*)\{", name)
+        named = template_fields(name, known=_OF_A_GROUP)
+        if named < _OF_A_GROUP or not all(re.search(r"[-.]", text) for text in between):
+            raise PydanticCustomError(
+                "template",
+                "names one index for several merchants or markets, which would replace each other's products; use "
+                "{both} in it, with - or . between them: {example}",
+                {"both": "{merchant} and {market}", "example": "shop-{merchant}-{market}"},
+            )
+        return name
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> VectorIndexSettings:

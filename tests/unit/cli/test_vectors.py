@@ -13,6 +13,7 @@ from deltalake import DeltaTable, QueryBuilder
 from typer.testing import CliRunner, Result
 
 from featurekit_spark.cli import app
+from featurekit_spark.testing.embeddings import embedding_server
 from featurekit_spark.testing.qdrant import qdrant_server
 
 KEY = "s3cret-of-the-test"
@@ -35,10 +36,10 @@ def index(
         ]
 
 
-def featurekit(folder: Path, words: list[str], changes: list[str]) -> Result:
+def featurekit(folder: Path, words: list[str], changes: list[str], *, market: str = "US") -> Result:
     places = [f"product_db.path={folder / 'catalogs'}", f"warehouse={folder / 'warehouse'}"]
     given = [word for change in (*places, *changes) for word in ("--set", change)]
-    return CliRunner().invoke(app, [*words, "--merchant", "demo", "--market", "US", *given])
+    return CliRunner().invoke(app, [*words, "--merchant", "demo", "--market", market, *given])
 
 
 def run(folder: Path) -> None:
@@ -161,3 +162,47 @@ def test_a_logic_builder_searches_the_index(shop: Path, tmp_path: Path) -> None:
     assert featurekit(shop, ["vectors", "export"], few).exit_code == 0
     anew, still = recommended(outside)
     assert anew["builders"]["IndexSearcher"]["computed"] == searches and still == by_matrix
+
+
+def test_markets_that_share_a_conf_file_have_an_index_each(shop: Path, index: list[str]) -> None:
+    named = [*index, "vector_index.name=shop.{merchant}-{market}"]
+    catalog = shop / "catalogs" / "demo_US.csv"
+    catalog.with_name("demo_DE.csv").write_text(
+        "product_id,title,brand,price\nd1,Garten-Stuhl,A,1\nd2,Lampe,B,2\n"
+    )
+    done = featurekit(shop, ["run", "--engine", "local"], [], market="DE")
+    assert done.exit_code == 0, done.output
+    as_json = ["--output", "json"]
+    for market, rows in (("US", 40), ("DE", 2)):
+        done = featurekit(shop, ["vectors", "export", *as_json], named, market=market)
+        assert (told(done)["how"], told(done)["sent"]) == ("replaced", rows)
+        assert told(done)["index"].endswith(f"shop.demo-{market}")
+    for market, rows in (("US", 40), ("DE", 2)):
+        shown = told(featurekit(shop, ["vectors", "show", *as_json], named, market=market))
+        assert shown["rows"] == rows
+    done = featurekit(shop, ["vectors", "export"], [*index, "vector_index.name=shop"])
+    assert done.exit_code == 3 and "shop-{merchant}-{market}" in done.stderr
+
+
+def test_a_hosted_embedder_is_paid_once_for_matrix_and_index(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps = "featurekit_spark.apps.product_recs"
+    monkeypatch.setenv("TEST_EMBED_KEY", KEY)
+    with embedding_server() as server:
+        hosted = (
+            "embedder={provider: openai, model: m, dim: 64, api_key_env: TEST_EMBED_KEY, base_url: 'URL'}"
+        )
+        given = [
+            *("vector_index.kind=lancedb", f"vector_index.path={tmp_path / 'index'}"),
+            hosted.replace("URL", server.url),
+        ]
+        matrix = [*given, f"logic_builders=['{apps}:SimilarProducts']"]
+        run = ["run", "--engine", "local", "--output", "json"]
+        assert told(featurekit(shop, run, matrix))["status"] == "ok"
+        paid = len(server.texts)
+        assert paid > 30
+        assert featurekit(shop, ["vectors", "export"], matrix).exit_code == 0
+        outside = [*given, f"logic_builders=['{apps}.outside:SimilarInIndex']"]
+        assert told(featurekit(shop, run, outside))["builders"]["IndexSearcher"]["computed"] == paid
+        assert len(server.texts) == paid
