@@ -29,8 +29,8 @@ from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.incremental import Change, change_between
 from featurekit_spark.search.kernel import FlatIndex, Floats
 from featurekit_spark.search.options import SearchOptions
-from featurekit_spark.search.rounded import Block, RoundedRows, as_rows, encode, unpack
-from featurekit_spark.search.table import append_matrix
+from featurekit_spark.search.rounded import RoundedRows, as_rows, encode, unpack
+from featurekit_spark.search.table import append_matrix, streamed
 
 __all__ = ["Matrix", "MatrixRef", "MatrixStore"]
 
@@ -185,14 +185,9 @@ class MatrixStore:
         ids = Ids.of(member for block in sorted(heads) for member in heads[block]["ids"])
         if not heads or len(ids) != ref.rows:
             raise CacheError(self._gone(ref))
-        numbers, storage = sorted(heads), heads[min(heads)]["storage"] or "float32"
-
-        def blocks() -> Iterator[Block]:
-            for block in numbers:
-                batch = next(_batches(query.execute(f"SELECT vectors {where} AND block = {block} LIMIT 1")))
-                yield unpack(batch.column(0)[0].as_buffer(), storage, ref.dim)
-
-        return Content(storage, ids, blocks())
+        storage = heads[min(heads)]["storage"] or "float32"
+        blocks = (unpack(data, storage, ref.dim) for data in streamed(self.path, ref.hash, sorted(heads)))
+        return Content(storage, ids, blocks)
 
     def _gone(self, ref: MatrixRef) -> str:
         return (

@@ -1,6 +1,7 @@
 """The table of matrices: a row per block, a row group each, so that blocks are written and read one at a time.
 
-Owns the table's format and how a matrix is committed: its file first, then one commit that names it.
+Owns the table's format, that of earlier versions too, and how a matrix is committed: its file first, then one commit
+that names it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from featurekit_spark.search.rounded import Block, pack
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-__all__ = ["append_matrix"]
+__all__ = ["append_matrix", "streamed"]
 
 
 def append_matrix(
@@ -72,6 +73,42 @@ def append_matrix(
         with suppress(Exception):  # without a commit that names it, it is waste and nothing worse
             folder.delete_file(file)
         raise CacheError(f"matrix {name} could not be written to {path}: {error}") from error
+
+
+def streamed(path: str, name: str, blocks: Sequence[int]) -> Iterator[Any]:
+    """The `vectors` of some of a matrix's blocks, in the order in which they are named: one at a time in memory, or all
+    where a file has one row group, as earlier versions wrote it. A file that has them in that order, as every one has,
+    is read once. CacheError where they cannot be read."""
+    import pyarrow as pa
+
+    wanted, at = list(blocks), 0
+    try:
+        while at < len(wanted):
+            before = at
+            for parquet in _files(path, name):
+                for batch in parquet.iter_batches(1, columns=["block", "vectors"], use_threads=False):
+                    if batch.column(0)[0].as_py() == wanted[at]:
+                        yield batch.column(1)[0].as_buffer()
+                        at += 1
+                        if at == len(wanted):
+                            return
+            if at == before:
+                raise CacheError(
+                    f"block {wanted[at]} of matrix {name} is not in {path}; compute the embedding DB again"
+                )
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CacheError(f"matrix {name} in {path} cannot be read: {error}") from error
+
+
+def _files(path: str, name: str) -> Iterator[Any]:
+    """A matrix's data files, opened one after the other."""
+    import pyarrow.parquet as pq
+    from deltalake import DeltaTable
+
+    folder = storage_of(path, {})
+    for uri in DeltaTable(path).file_uris(file_pruning_predicate=[("hash", "=", name)]):
+        with folder.open_input_file(f"hash={name}/{uri.rpartition('/')[2]}") as file:
+            yield pq.ParquetFile(file, pre_buffer=False)
 
 
 def _table(path: str) -> DeltaTable:

@@ -5,16 +5,19 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
 from featurekit_spark.errors import CacheError, DataError, UsageError
 from featurekit_spark.search import FlatIndex, Matrix, MatrixRef, MatrixStore
 from featurekit_spark.search import matrix as module
 from featurekit_spark.search.rounded import STORAGES, as_rows, encode
-from featurekit_spark.search.table import append_matrix
+from featurekit_spark.search.table import append_matrix, streamed
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +128,6 @@ def test_what_a_type_cannot_hold_is_refused_by_its_id(store: MatrixStore) -> Non
 
 
 def test_a_table_from_before_there_were_types_is_read_and_written(store: MatrixStore) -> None:
-    import pyarrow as pa
-    from deltalake import write_deltalake
-
     ref = MatrixStore(f"{store.path}.other").put(named(3), vectors(3))
     old = pa.table(
         {
@@ -147,6 +147,64 @@ def test_a_table_from_before_there_were_types_is_read_and_written(store: MatrixS
         path.unlink()
     module._opened.clear()
     assert (store.open(ref).copy.storage, store.open(small).copy.storage) == ("float32", "int8")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_file_of_one_row_group_is_read_once(
+    store: MatrixStore, monkeypatch: pytest.MonkeyPatch, backwards: bool
+) -> None:
+    rows, numbers = vectors(40), np.arange(20)[:: -1 if backwards else 1].tolist()
+    ref = MatrixStore(f"{store.path}.other").put(named(40), rows)
+    store.put(named(3), vectors(3))
+    old = pa.table(
+        {
+            "hash": [ref.hash] * 20,
+            "block": pa.array(numbers, pa.int32()),
+            "ids": pa.array([named(40)[2 * i : 2 * i + 2] for i in numbers], pa.list_(pa.string())),
+            "vectors": pa.array([rows[2 * i : 2 * i + 2].tobytes() for i in numbers], pa.binary()),
+        }
+    )
+    write_deltalake(store.path, old, mode="append", schema_mode="merge", partition_by=["hash"])
+    opened, open_file = [], pq.ParquetFile
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        opened.append(open_file(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(pq, "ParquetFile", counted)
+    asked = queries_of(monkeypatch)
+    assert store.open(ref).vectors.tobytes() == rows.tobytes()
+    assert opened[0].metadata.num_row_groups == 1
+    assert len(opened) == (20 if backwards else 1), "once per turn of the order"
+    assert [query for query in asked if "vectors" in query.split("FROM")[0]] == []
+
+
+def test_a_file_that_ends_early_is_no_lack_of_room_for_copies(store: MatrixStore) -> None:
+    ref = store.put(named(900), vectors(900))
+    (file,) = Path(store.path).glob("hash=*/*.parquet")
+    whole = file.read_bytes()
+    blocks = streamed(store.path, ref.hash, [0, 1])
+    assert len(next(blocks)) == 900 * 8 * 4
+    with pytest.raises(CacheError, match="block 1 of matrix .* is not in"):
+        next(blocks)
+    file.write_bytes(whole[:-9])
+    with pytest.raises(CacheError, match="cannot be read"):
+        next(streamed(store.path, ref.hash, [0]))
+    file.unlink()
+    with pytest.raises(CacheError, match="cannot be read"):
+        next(streamed(store.path, ref.hash, [0]))
+
+
+def queries_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The queries that are put to tables from now on."""
+    asked, execute = [], QueryBuilder.execute
+
+    def recorded(self: QueryBuilder, sql: str) -> Any:
+        asked.append(sql)
+        return execute(self, sql)
+
+    monkeypatch.setattr(QueryBuilder, "execute", recorded)
+    return asked
 
 
 def test_few_matrices_stay_open(store: MatrixStore) -> None:
