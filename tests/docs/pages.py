@@ -53,9 +53,9 @@ def blocks_of(page: Path) -> list[Block]:
 def run_page(page: Path, folder: Path) -> Iterator[tuple[Block, str, str | None]]:
     """Run the page's python blocks in one namespace: (block, what it printed, what the page says it prints).
 
-    What a page says is a ```text block with nothing but the fence's line between. The blocks are kept as a module in
-    `folder`, each on the lines that it has in the page: classes have their source there, as they have in a user's
-    file, and a traceback names the page's line.
+    What a page says is a ```text block with nothing but the fence's line between. The blocks run in `folder`, where
+    they are kept as a module, each on the lines that it has in the page: classes have their source there, as they have
+    in a user's file, and a traceback names the page's line.
     """
     blocks = blocks_of(page)
     source = [""] * len(page.read_text(encoding="utf-8").splitlines())
@@ -80,7 +80,7 @@ def run_page(page: Path, folder: Path) -> Iterator[tuple[Block, str, str | None]
                 said = after.text if after.line <= end + 3 else None
             printed = io.StringIO()
             padded = "\n" * (block.line - 1) + block.text
-            with contextlib.redirect_stdout(printed):
+            with contextlib.redirect_stdout(printed), contextlib.chdir(folder):
                 exec(compile(padded, str(path), "exec", dont_inherit=True), module.__dict__)
             yield block, printed.getvalue(), said
     finally:

@@ -23,8 +23,7 @@ def name_of(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
-def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     for block, printed, said in run_page(page, tmp_path):
         if said is not None:
             assert printed == said, f"{name_of(page)}, line {block.line} prints something else"
@@ -81,6 +80,15 @@ def test_the_runner_sees_what_is_printed(tmp_path: Path) -> None:
         ("1\n", "1\n"),
         ("2\n", None),
     ]
+
+
+def test_the_runner_keeps_what_examples_write_in_its_folder(tmp_path: Path) -> None:
+    page, here = tmp_path / "page.md", Path.cwd()
+    page.write_text("```python\nfrom pathlib import Path\nPath('written').touch()\n```\n")
+    (tmp_path / "folder").mkdir()
+    for _ in run_page(page, tmp_path / "folder"):
+        assert Path.cwd() == here
+    assert (tmp_path / "folder" / "written").exists() and not (here / "written").exists()
 
 
 def test_the_runner_gives_the_line_of_the_page(tmp_path: Path) -> None:
