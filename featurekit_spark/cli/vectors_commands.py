@@ -56,6 +56,7 @@ def export_command(
     from featurekit_spark.bootstrap import Bootstrap
     from featurekit_spark.controller import Controller
     from featurekit_spark.pipelines.vectors import export_matrix
+    from featurekit_spark.search.choice import open_stored
     from featurekit_spark.search.index import IndexSpec
     from featurekit_spark.sources.base import ScannableProductDB
 
@@ -78,7 +79,7 @@ def export_command(
             try:
                 done = export_matrix(
                     index,
-                    boot.context.matrices.open(ref),
+                    open_stored(boot.context.matrices, ref),
                     products,
                     dimensions=settings.product_db.dimensions.get(market, {}),
                     batch=batch,

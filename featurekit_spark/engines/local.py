@@ -14,7 +14,7 @@ from featurekit_spark.cache.base import Found
 from featurekit_spark.controller import commit
 from featurekit_spark.engines.batch_size import with_batches_for
 from featurekit_spark.engines.lookup import Candidates, former_entries, stage_candidates
-from featurekit_spark.engines.programs import PROGRAM_ROWS, is_program
+from featurekit_spark.engines.programs import program_rows
 from featurekit_spark.evaluate import Evaluator
 from featurekit_spark.job import Job
 from featurekit_spark.plan import KeyedStage, Plan
@@ -47,10 +47,10 @@ class LocalEngine:
         found: Sequence[Found] | None = None,
     ) -> None:
         """`found`: the stage's candidates, where they were looked up before."""
-        store, rows = evaluator.store, evaluator.batch_rows
+        store, batch_rows = evaluator.store, evaluator.batch_rows
         job = with_batches_for(stage, len(keys), job)
-        if keys and is_program(stage, partial(keys_of, stage.space.key, keys[0]), evaluator, job):
-            job = replace(job, batch_rows=max(job.batch_rows, PROGRAM_ROWS))
+        if keys and (rows := program_rows(stage, partial(keys_of, stage.space.key, keys[0]), evaluator, job)):
+            job = replace(job, batch_rows=rows)
         evaluator.batch_rows = job.batch_rows
         if len(keys) > job.batch_rows and not any(builder.is_dynamic() for builder in stage.builders):
             if found is None:
@@ -59,7 +59,7 @@ class LocalEngine:
         try:
             self._resolve(stage, keys, evaluator, job)
         finally:
-            evaluator.store, evaluator.batch_rows = store, rows
+            evaluator.store, evaluator.batch_rows = store, batch_rows
         commit(job.cache, evaluator, run_id=job.run_id)
 
     def _resolve(self, stage: KeyedStage, keys: Sequence[Key], evaluator: Evaluator, job: Job) -> None:

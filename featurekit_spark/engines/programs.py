@@ -17,11 +17,11 @@ from featurekit_spark.plan import KeyedStage
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["PROGRAM_ROWS", "driving", "is_program"]
+__all__ = ["PROGRAM_ROWS", "driving", "is_program", "program_rows"]
 
 Key = tuple[Any, ...]
 PROGRAM_ROWS = 262_144
-"""Keys in one call of a program: each call reads what it searches once."""
+"""Keys in one call of a program, unless it takes fewer: each call reads what it searches once."""
 
 
 def is_program(
@@ -31,8 +31,20 @@ def is_program(
     job: Job,
     session: Callable[[], SparkSession] | None = None,
 ) -> bool:
-    """Whether a builder of the stage says that it distributes its work itself, given what its group's features are.
-    `group_key`: the group's key under the given fields; without a session it is asked in the evaluator's context."""
+    """Whether a builder of the stage says that it distributes its work itself; as `program_rows`."""
+    return program_rows(stage, group_key, evaluator, job, session) > 0
+
+
+def program_rows(
+    stage: KeyedStage,
+    group_key: Callable[[tuple[str, ...]], Key],
+    evaluator: Evaluator,
+    job: Job,
+    session: Callable[[], SparkSession] | None = None,
+) -> int:
+    """For how many keys at once a builder of the stage says that it distributes its work itself, given what its group's
+    features are; 0 where none does. `group_key`: the group's key under the given fields; without a session it is asked
+    in the evaluator's context."""
     for builder in stage.builders:
         bound = job.bindings[builder]
         if type(bound.builder).distributes is FeatureBuilder.distributes:
@@ -42,12 +54,13 @@ def is_program(
             if set(dep.builder.key) <= job.bindings.group_fields and not dep.on_fields:
                 result = evaluator.results.get(dep.builder.name, {}).get(group_key(dep.builder.key))
                 if result is None or result.failed or result.value is None:
-                    return False  # nothing will be built, or nobody knows yet from what
+                    return 0  # nothing will be built, or nobody knows yet from what
                 shared[dep.name] = result.value
         context = evaluator.context if session is None else _OnSpark(job.context, session)
-        if bound.builder.distributes(shared, bound.config, bound.view(context)):
-            return True
-    return False
+        rows = bound.builder.distributes(shared, bound.config, bound.view(context))
+        if rows:
+            return min(rows, PROGRAM_ROWS)
+    return 0
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from featurekit_spark.builder import Dep, FeatureBuilder, KeySet, as_dep
 from featurekit_spark.cache.delta import DeltaCache
-from featurekit_spark.engines.programs import PROGRAM_ROWS, is_program
+from featurekit_spark.engines.programs import program_rows
 from featurekit_spark.engines.spark import SparkEngine, travelling
 from featurekit_spark.engines.table_here import rows_made_here
 from featurekit_spark.engines.table_inputs import TableInputs, with_given
@@ -155,8 +155,8 @@ class TableStages(Execution):
             work, frame = self.inputs.work(stage), with_given(keys, given)
             # Workers build its batches all the same, with what it prepares here: as few of them as Arrow makes, since
             # each reads all that it searches.
-            if is_program(stage, self._group_key, self.evaluator, self.job, lambda: self.spark):
-                work = replace(work, batch_rows=PROGRAM_ROWS)
+            at_once = program_rows(stage, self._group_key, self.evaluator, self.job, lambda: self.spark)
+            work = replace(work, batch_rows=at_once) if at_once else work
             frame = frame if work.tasks is None else frame.coalesce(work.tasks)
             rows = frame.mapInArrow(ColumnTask(work), ROW_DDL)
         self._take(stage, rows, before)

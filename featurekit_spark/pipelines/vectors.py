@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from featurekit_spark.errors import DataError
+from featurekit_spark.search.blocks import PartedMatrix
 from featurekit_spark.search.export import Exported, export_vectors
 from featurekit_spark.search.filters import FieldKind
 from featurekit_spark.search.index import VectorIndex
@@ -22,7 +23,7 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 def export_matrix(
     index: VectorIndex,
-    matrix: Matrix,
+    matrix: Matrix | PartedMatrix,
     products: ScannableProductDB,
     *,
     dimensions: Mapping[str, str],

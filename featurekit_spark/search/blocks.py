@@ -5,8 +5,11 @@ Owns how a matrix is cut into parts of about one size, and the reading of one pa
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,19 @@ from featurekit_spark.errors import CacheError
 from featurekit_spark.locks import table_lock
 from featurekit_spark.search.arguments import Floats
 from featurekit_spark.search.matrix import MatrixRef, MatrixStore
-from featurekit_spark.search.rounded import as_rows, unpack
+from featurekit_spark.search.rounded import Storage, as_rows, unpack
 
-__all__ = ["Part", "block_ranges", "read_part", "read_parts", "stored_blocks", "vectors_in", "write_blocks"]
+__all__ = [
+    "Part",
+    "PartedMatrix",
+    "block_ranges",
+    "read_part",
+    "read_parts",
+    "stored_blocks",
+    "stored_type",
+    "vectors_in",
+    "write_blocks",
+]
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,60 @@ def read_parts(store: MatrixStore, ref: MatrixRef, *, part_bytes: int) -> Iterat
     ranges = block_ranges(store, ref, part_bytes=part_bytes)
     for first, end in ranges:
         yield read_part(store, ref, first, end, of=ranges[-1][1])
+
+
+class PartedMatrix:
+    """`ids` and `vectors` of a stored matrix, as `Matrix` has them; of the vectors one part is in memory at a time."""
+
+    def __init__(self, store: MatrixStore, ref: MatrixRef, *, part_bytes: int) -> None:
+        own = {row["block"]: row["ids"] for row in stored_blocks(store, ref.hash, columns="block, ids")}
+        self.ids = [member for block in sorted(own) for member in own[block]]
+        starts = [0, *accumulate(len(own[block]) for block in sorted(own))]
+        self.vectors = _PartedRows(store, ref, block_ranges(store, ref, part_bytes=part_bytes), starts)
+
+
+class _PartedRows:
+    """Rows by slices; those who ask for one after the other have each part read once."""
+
+    def __init__(
+        self, store: MatrixStore, ref: MatrixRef, ranges: list[tuple[int, int]], starts: list[int]
+    ) -> None:
+        self._store, self._ref, self._ranges = store, ref, ranges
+        self._starts = [starts[first] for first, _ in ranges]
+        self._read: tuple[int, Part] | None = None
+
+    def __len__(self) -> int:
+        return self._ref.rows
+
+    def __getitem__(self, rows: slice) -> Floats:
+        start, stop, _ = rows.indices(len(self))
+        found = []
+        while start < stop:
+            part = self._part(bisect_right(self._starts, start) - 1)
+            found.append(part.vectors[start - part.start : stop - part.start])
+            start += len(found[-1])
+        return np.concatenate(found) if found else np.empty((0, self._ref.dim), dtype=np.float32)
+
+    def _part(self, number: int) -> Part:
+        if self._read is None or self._read[0] != number:
+            self._read = None  # the last one goes before the next one comes
+            first, end = self._ranges[number]
+            self._read = number, read_part(self._store, self._ref, first, end, of=self._ranges[-1][1])
+        return self._read[1]
+
+
+@lru_cache(maxsize=256)
+def _type_of(path: str, name: str) -> Storage:
+    row = next(stored_blocks(MatrixStore(path), name, "block = 0", columns="block"), None)
+    if row is None:
+        raise CacheError(f"matrix {name} is not in {path}; compute the embedding DB again")
+    storage: Storage = row["storage"] or "float32"
+    return storage
+
+
+def stored_type(store: MatrixStore, ref: MatrixRef) -> Storage:
+    """The type of a stored matrix's numbers. CacheError where the matrix is gone."""
+    return _type_of(store.path, ref.hash)
 
 
 def stored_blocks(

@@ -8,9 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-__all__ = ["Mode", "SearchOptions"]
+from featurekit_spark.search.rounded import stored_bytes
+
+__all__ = ["Mode", "Probes", "SearchOptions"]
 
 Mode = Literal["auto", "broadcast", "partitioned", "ivf"]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """An approximate search: in `nprobe` of a matrix's `lists` inverted lists. None: by the size of the matrix."""
+
+    nprobe: int
+    lists: int | None = None
 
 
 @dataclass(frozen=True)
@@ -18,8 +28,9 @@ class SearchOptions:
     """`mode` auto maps a matrix into memory on every host while it has at most `memory_mb`, and searches it part by
     part beyond; broadcast and partitioned do the one or the other whatever the size. The answers are the same.
 
-    `mode` ivf answers from `nprobe` of `lists` inverted lists: fewer rows are looked at, and some neighbours missed.
-    `lists` None: by the size of the matrix. `part_mb`: rows that one task holds at a time.
+    `mode` ivf has searchers whose config says nothing else answer from `nprobe` of `lists` inverted lists (`Probes`):
+    fewer rows are looked at, and some neighbours missed. Whoever asks for exact answers has them as with auto.
+    `part_mb`: rows that one task holds at a time.
     """
 
     mode: Mode = "auto"
@@ -28,14 +39,14 @@ class SearchOptions:
     nprobe: int = 16
     lists: int | None = None
 
-    def is_mapped(self, rows: int, dim: int) -> bool:
-        """Whether a matrix of this size is searched as a whole, from memory."""
+    def is_mapped(self, rows: int, dim: int, storage: str = "float32") -> bool:
+        """Whether an exact search of a matrix of this size and type is one of the whole, from memory."""
         match self.mode:
             case "broadcast":
                 return True
-            case "auto":
-                return 4 * rows * dim <= self.memory_mb << 20
-            case "partitioned" | "ivf":
+            case "auto" | "ivf":
+                return stored_bytes(rows, dim, storage) <= self.memory_mb << 20
+            case "partitioned":
                 return False
             case _:
                 assert_never(self.mode)

@@ -22,6 +22,7 @@ __all__ = [
     "decode_block",
     "encode",
     "pack",
+    "stored_bytes",
     "unpack",
     "value_type",
 ]
@@ -74,6 +75,11 @@ def value_type(storage: str) -> str:
     if storage not in _TYPES:
         raise UsageError(f"storage {storage!r} is not known. Known: {', '.join(STORAGES)}.")
     return _TYPES[storage]
+
+
+def stored_bytes(rows: int, dim: int, storage: str) -> int:
+    """What so many rows take, with their factors."""
+    return rows * (dim * np.dtype(value_type(storage)).itemsize + (4 if storage == "int8" else 0))
 
 
 def encode(vectors: Floats, storage: str) -> tuple[npt.NDArray[Any], Floats | None]:

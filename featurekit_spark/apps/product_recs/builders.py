@@ -21,7 +21,8 @@ from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.completion import LLMCompletion
 from featurekit_spark.llm.templates import render_jinja
 from featurekit_spark.search import OldLists, merge_top_k
-from featurekit_spark.search.choice import prepare_search, search_stored
+from featurekit_spark.search.choice import is_mapped, prepare_search, queries_at_once, search_stored
+from featurekit_spark.search.options import Probes
 from featurekit_spark.sources.base import is_blank, resolve_dimension
 
 if TYPE_CHECKING:
@@ -211,24 +212,32 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
         lists: int | None = None
         nprobe: int = 16
 
+    @staticmethod
+    def probes(config: Config) -> Probes | None:
+        """What an approximate search looks at; None for an exact one. Of the config alone, as it names the value."""
+        searcher = ProductEmbeddingSearcher
+        return Probes(config.nprobe, config.lists) if isinstance(config, searcher.Approximate) else None
+
     def default_config(self, context: Any) -> Config:
         options = getattr(context.matrices, "options", None)
         if options is not None and options.mode == "ivf":
             return self.Approximate(top_k(context), options.lists, options.nprobe)
         return self.Config(top_k(context))
 
-    def distributes(self, shared: Mapping[str, Any], config: Config, context: Any) -> bool:
-        ref = shared["ProductEmbeddingDB"]
-        if context.matrices.is_mapped(ref):
-            return False
-        prepare_search(context.matrices, ref)
-        return True
+    def distributes(self, shared: Mapping[str, Any], config: Config, context: Any) -> int:
+        ref, probes = shared["ProductEmbeddingDB"], self.probes(config)
+        if probes is not None:
+            prepare_search(context.matrices, ref, probes)
+        elif is_mapped(context.matrices, ref):
+            return 0
+        return queries_at_once(ref)
 
     def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
         ref = inputs["ProductEmbeddingDB"].iloc[0]
         queries = np.stack(list(inputs["ProductEmbedding"]))
-        if not context.matrices.is_mapped(ref):
-            found = search_stored(context.matrices, ref, queries, config.top_k + 1)
+        probes = self.probes(config)
+        if probes is not None or not is_mapped(context.matrices, ref):
+            found = search_stored(context.matrices, ref, queries, config.top_k + 1, probes=probes)
             return [
                 [
                     {"product_id": hit, "score": score}
@@ -244,11 +253,13 @@ class ProductEmbeddingSearcher(FeatureBuilder[Ranked]):
     def update(self, inputs: pd.DataFrame, before: pd.DataFrame, config: Config, context: Any) -> list[Any]:
         """Earlier lists, with the products that are new or have another vector merged in."""
         now, then = inputs["ProductEmbeddingDB"].iloc[0], before["ProductEmbeddingDB"].iloc[0]
-        if not context.matrices.is_mapped(now):
+        if self.probes(config) is not None or not is_mapped(context.matrices, now):
             return [Update.REBUILD] * len(inputs)
         try:
             matrix, change = context.matrices.open(now), context.matrices.change(then, now)
         except CacheError:  # the earlier matrix is no longer there
+            return [Update.REBUILD] * len(inputs)
+        if change.too_large:
             return [Update.REBUILD] * len(inputs)
         old = OldLists.of(before["value"], config.top_k + 1, change.kept)
         queries = np.stack(list(inputs["ProductEmbedding"]))

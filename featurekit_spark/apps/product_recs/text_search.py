@@ -19,6 +19,8 @@ from featurekit_spark.apps.product_recs.builders import Ranked, ranked_lists
 from featurekit_spark.cache.base import FeatureCache
 from featurekit_spark.controller import Controller
 from featurekit_spark.embed.base import is_blank, is_hosted
+from featurekit_spark.errors import NotBuiltError
+from featurekit_spark.search.choice import is_mapped, is_prepared
 from featurekit_spark.search.matrix import Matrix
 
 __all__ = ["TextSearch"]
@@ -27,8 +29,9 @@ __all__ = ["TextSearch"]
 class TextSearch:
     """Searches the products of one merchant and market; may be shared by threads.
 
-    Which matrix is the current one is looked up every `refresh_s` seconds. Embeddings that are paid for go through the
-    cache, so that each text is paid for once. Raises NotBuiltError where no run has made the matrix.
+    Which matrix is the current one is looked up every `refresh_s` seconds; while it has no inverted lists yet and they
+    are what is searched, the one before stays. Embeddings that are paid for go through the cache, so that each text is
+    paid for once. Raises NotBuiltError where no run has made the matrix or its lists: requests make neither.
     """
 
     def __init__(
@@ -68,11 +71,16 @@ class TextSearch:
         """By the builder's own ways, in a matrix that is not mapped."""
         import pandas as pd
 
-        searcher: Any = self._builders.ProductEmbeddingSearcher()
-        config = replace(searcher.default_config(self._context), top_k=wanted - 1)
+        searcher, config = self._searcher()
+        config = replace(config, top_k=wanted - 1)
         inputs = pd.DataFrame({"ProductEmbeddingDB": [ref], "ProductEmbedding": [query]})
         found: list[Ranked] = searcher.build(inputs, config, self._context)
         return found[0]
+
+    def _searcher(self) -> tuple[Any, Any]:
+        """The builder and its config."""
+        searcher: Any = self._builders.ProductEmbeddingSearcher()
+        return searcher, searcher.default_config(self._context)
 
     def _vector(self, text: str) -> Any:
         if self._paid:
@@ -83,7 +91,19 @@ class TextSearch:
         with self._lock:
             if self._found is None or self._clock() - self._looked >= self._refresh_s:
                 ref: Any = self._controller.get(self._builders.ProductEmbeddingDB, self._group).require()
-                store = self._context.matrices
-                self._found = ref, store.open(ref) if store.is_mapped(ref) else None
+                self._found = self._opened(ref) or self._found
                 self._looked = self._clock()
+            if self._found is None:
+                raise NotBuiltError(
+                    f"The inverted lists of ProductEmbeddingDB{list(self._group)} were never made. Run the products of "
+                    "the merchant and market first (session.run): a run makes them."
+                )
             return self._found
+
+    def _opened(self, ref: Mapping[str, Any]) -> tuple[Mapping[str, Any], Matrix | None] | None:
+        """None while inverted lists are to be searched and are not there yet."""
+        store, (searcher, config) = self._context.matrices, self._searcher()
+        probes = searcher.probes(config)
+        if probes is not None:
+            return (ref, None) if is_prepared(store, ref, probes) else None
+        return ref, store.open(ref) if is_mapped(store, ref) else None

@@ -15,7 +15,8 @@ from featurekit_spark.apps.product_recs.text_search import TextSearch
 from featurekit_spark.embed import HashingEmbedder
 from featurekit_spark.errors import NotBuiltError
 from featurekit_spark.search import MatrixStore
-from featurekit_spark.search.options import SearchOptions
+from featurekit_spark.search.choice import prepare_search
+from featurekit_spark.search.options import Probes, SearchOptions
 from featurekit_spark.testing.fakes import ProductDBFake
 
 TITLES = {"p1": "Red desk lamp", "p2": "Blue desk lamp", "p3": "Oak table", "p4": None}
@@ -46,6 +47,9 @@ class World:
     def service(self, **options: Any) -> TextSearch:
         return TextSearch(self.context, self.cache, merchant="shop", market="US", **options)
 
+    def matrix(self) -> Any:
+        return Controller(self.context, self.cache).get(ProductEmbeddingDB, GROUP).require()
+
     def by_builder(self, text: str) -> Any:
         return Controller(self.context, self.cache).get(ProductEmbeddingSearcher, (*GROUP, text)).value
 
@@ -70,6 +74,8 @@ def test_a_matrix_that_is_not_mapped_is_searched_as_the_builder_does(tmp_path: P
     world = World(tmp_path, top_k=2)
     world.options = SearchOptions(mode=mode, lists=2, nprobe=2)
     world.build()
+    if mode == "ivf":
+        prepare_search(world.context.matrices, world.matrix(), Probes(2, 2))
     service = world.service()
     for text in TEXTS:
         assert service.nearest(text) == world.by_builder(text)
