@@ -12,22 +12,27 @@ from typing import Any
 
 import numpy as np
 
+from featurekit_spark.errors import UsageError
 from featurekit_spark.search.arguments import Decoded, Doubles, Floats, Mask, Rows
 from featurekit_spark.search.kernel import FlatIndex
 
 __all__ = ["Change", "OldLists", "change_between", "merge_top_k"]
 
 _COMPARED = 4096  # rows at a time
+_FEW = 4096  # changed rows that may be copied and searched, whatever their share
 
 
 @dataclass(frozen=True)
 class Change:
     """From one matrix to another: `kept`, id -> row in the new one, of those with one vector in both; `fresh`,
-    rows of the new one that are not kept, and `index` over those (None where there are none)."""
+    rows of the new one that are not kept, and `index` over those (None where there are none).
+
+    `too_large`: lists are searched anew rather than merged; there is no index then, and nothing is kept."""
 
     kept: Mapping[str, int]
     fresh: Rows
     index: FlatIndex | None
+    too_large: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ def merge_top_k(
     `index` is the whole new matrix. What a list names is right, place by place, and ends where something that the old
     list had no place for could come next; the rest is -inf and -1. `settled`: k places are right, or all there are.
     """
+    if change.too_large:
+        raise UsageError(f"{len(change.fresh)} rows changed: too many to merge; search the new matrix")
     places = old.rows.shape[1]
     survives = old.rows >= 0
     scores, rows = np.where(survives, old.scores, -np.inf), old.rows
@@ -95,9 +102,15 @@ def merge_top_k(
 
 
 def change_between(
-    former: Floats | Decoded, row_of: Mapping[str, int], vectors: Floats | Decoded, ids: Sequence[str]
+    former: Floats | Decoded,
+    row_of: Mapping[str, int],
+    vectors: Floats | Decoded,
+    ids: Sequence[str],
+    *,
+    most: float = 1.0,
 ) -> Change:
-    """What makes the matrix (vectors, ids) of a former one (its vectors, and the row of each of its ids)."""
+    """What makes the matrix (vectors, ids) of a former one (its vectors, and the row of each of its ids). It is too
+    large where more than the share `most` of the rows changed, and more than a few thousand."""
     before = np.fromiter((row_of.get(member, -1) for member in ids), dtype=np.int64, count=len(ids))
     same = before >= 0
     if former.shape[1] != vectors.shape[1]:
@@ -107,6 +120,8 @@ def change_between(
         part = rows[start : start + _COMPARED]
         same[part] = (_some(former, before[part]) == _some(vectors, part)).all(axis=1)
     fresh = np.flatnonzero(~same)
+    if len(fresh) > max(_FEW, most * len(ids)):
+        return Change({}, fresh, None, too_large=True)
     kept = {ids[row]: row for row in np.flatnonzero(same).tolist()}
     index = FlatIndex(vectors[fresh], ids=[ids[row] for row in fresh.tolist()]) if len(fresh) else None
     return Change(kept, fresh, index)

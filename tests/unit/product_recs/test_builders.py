@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -19,10 +21,11 @@ from featurekit_spark.apps.product_recs import (
     SimilarProducts,
 )
 from featurekit_spark.apps.product_recs.builders import merged
-from featurekit_spark.builder import bind
+from featurekit_spark.builder import Update, bind
 from featurekit_spark.embed import HashingEmbedder
-from featurekit_spark.errors import BuildError, NotBuiltError
-from featurekit_spark.search import MatrixStore
+from featurekit_spark.errors import BuildError, NotBuiltError, UsageError
+from featurekit_spark.search import MatrixStore, OldLists, incremental, merge_top_k
+from featurekit_spark.search.copies import Copies
 from featurekit_spark.sources.files import FileProductDB
 from featurekit_spark.testing.fakes import CountingLLM, ProductDBFake
 from featurekit_spark.testing.parity import assert_parity
@@ -210,3 +213,32 @@ def test_a_scan_gives_what_build_gives(tmp_path: Path) -> None:
     for product_id, title in values.items():
         assert got.get(ProductEmbeddingString, at(product_id)).value == title
     assert ProductIds().scan(group, None, Context(product_db=ProductDBFake({}))) is None
+
+
+@pytest.mark.parametrize(("changed", "follows"), [(2, True), (3, False), (10, False)])
+def test_lists_are_searched_anew_where_a_fifth_of_many_products_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: int, follows: bool
+) -> None:
+    monkeypatch.setattr(incremental, "_FEW", 2)
+    store = MatrixStore(tmp_path, copies=Copies(tmp_path / "copies"))
+    former, ids = np.eye(10, dtype=np.float32), [f"p{row}" for row in range(10)]
+    vectors = -former
+    vectors[: 10 - changed] = former[: 10 - changed]
+    then, now = (asdict(store.put(ids, rows)) for rows in (former, vectors))
+    old = [{"product_id": "p0", "score": 1.0}, {"product_id": "p1", "score": 0.0}]
+    searcher: Any = ProductEmbeddingSearcher()
+    config = searcher.Config(top_k=1)
+    inputs, before = (
+        pd.DataFrame({"ProductEmbeddingDB": [ref], "ProductEmbedding": [former[0]]}) for ref in (now, then)
+    )
+    found = searcher.update(inputs, before.assign(value=[old]), config, Context(matrices=store))
+    assert found == [Update.KEEP if follows else Update.REBUILD]
+    change = store.change(then, now)
+    assert (change.too_large, change.index is None, len(change.kept)) == (
+        not follows,
+        not follows,
+        8 * follows,
+    )
+    if not follows:
+        with pytest.raises(UsageError, match=f"{changed} rows changed: too many to merge"):
+            merge_top_k(store.open(now).index, former[:1], OldLists.of([old], 2, change.kept), change)
