@@ -404,12 +404,11 @@ class Bootstrap:
     def get_vector_index(self, spec: IndexSpec | None = None) -> StoredIndex:
         """The index at `vector_index`; without a spec as it is there. Raises ConfigError where none is configured."""
         from featurekit_spark.search.stores import LanceIndex, QdrantIndex
-        from featurekit_spark.search.stores.names import name_of
+        from featurekit_spark.search.stores.names import name_from
 
         index = self.settings.vector_index
-        name = (index.name or "{merchant}-{market}").format(
-            merchant=name_of(self.merchant), market=name_of(self.market)
-        )
+        template = index.name or "{merchant}-{market}"
+        name = name_from(template, merchant=self.merchant, market=self.market)
         match index.kind:
             case "qdrant":
                 return QdrantIndex(

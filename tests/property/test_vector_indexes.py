@@ -18,6 +18,7 @@ from featurekit_spark.search.export import export_vectors
 from featurekit_spark.search.filters import And, Equals, Filter, In, Or, Range, checked_filter, matches
 from featurekit_spark.search.index import IndexSpec, VectorIndex
 from featurekit_spark.search.stores import FlatVectorIndex, LanceIndex, QdrantIndex
+from featurekit_spark.search.stores.names import checked_name, name_from
 
 SPEC = IndexSpec(4, "ip", {"t": "str", "i": "int", "f": "float", "b": "bool"})
 ALPHABET = st.characters(codec="utf-8")
@@ -131,3 +132,21 @@ def test_an_index_ends_as_what_was_exported_last(
         again = export_vectors(index, ids[::-1], vectors[::-1], payloads[::-1], in_place=in_place)
         assert (again.how, again.content, again.sent) == ("unchanged", done.content, 0)
         assert len(index.store.generations()) <= 2
+
+
+PARTS = st.text(st.sampled_from("ab2dé_-. "), min_size=1, max_size=5)
+TEMPLATES = (
+    "{merchant}-{market}",
+    "{market}.{merchant}",
+    "x_{merchant}_-_{market}_y",
+    "a{merchant}b.c{market}",
+)
+
+
+@given(one=st.tuples(PARTS, PARTS), other=st.tuples(PARTS, PARTS), template=st.sampled_from(TEMPLATES))
+def test_each_merchant_and_market_has_a_name_of_its_own(
+    one: tuple[str, str], other: tuple[str, str], template: str
+) -> None:
+    names = [name_from(template, merchant=group[0], market=group[1]) for group in (one, other)]
+    assert (names[0] == names[1]) == (one == other)
+    assert [checked_name(name) for name in names] == names

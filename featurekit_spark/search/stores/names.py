@@ -6,7 +6,7 @@ import re
 
 from featurekit_spark.errors import UsageError
 
-__all__ = ["checked_name", "name_of"]
+__all__ = ["checked_name", "name_from", "name_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 
@@ -29,3 +29,12 @@ def name_of(*fields: str) -> str:
     return "-".join(
         re.sub(r"[^A-Za-z0-9]+", lambda odd: f"_{odd[0].encode().hex()}_", name) for name in fields
     )
+
+
+def name_from(template: str, **fields: str) -> str:
+    """A name by a template. No two lists of fields share one where - or . is between its fields.
+
+    >>> name_from("shop-{merchant}.{market}", merchant="a-b", market="US")
+    'shop-a_2d_b.US'
+    """
+    return template.format(**{name: name_of(value) for name, value in fields.items()})
