@@ -6,6 +6,7 @@ Knows requests by their names, and what is written down of batches; asks the pro
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from featurekit_spark.llm.openai_batch import BatchClient, request_id
 
 __all__ = ["ChatBesideBatches", "on_the_way", "waiting_for"]
 
+_counting = threading.Lock()
+
 
 class ChatBesideBatches(OpenAIChat):
     """The model online, with the options of OpenAIChat. `folder`: where batches are written down, beside the cache.
@@ -36,6 +39,7 @@ class ChatBesideBatches(OpenAIChat):
         # What a run waits for, which travels to workers; as long as there is none there is nothing to look for.
         self._awaited: frozenset[str] = frozenset()
         self._to_come: frozenset[str] = frozenset()
+        self._runs = 0
         self._said = ""
 
     @property
@@ -64,11 +68,16 @@ class ChatBesideBatches(OpenAIChat):
     @contextmanager
     def opened(self, run_id: str, askers: Sequence[Asker] = (), came: Came | None = None) -> Iterator[None]:
         """For the length of a run: prompts on their way are waited for."""
-        self._awaited = self._to_come
+        with _counting:
+            self._awaited = self._to_come | self._awaited
+            self._runs += 1
         try:
             yield
         finally:
-            self._awaited = frozenset()
+            with _counting:
+                self._runs -= 1
+                if not self._runs:  # else another run of this process waits still
+                    self._awaited = frozenset()
 
     def on_the_way(self) -> list[OnTheWay]:
         """What is to come, by what is written down here."""

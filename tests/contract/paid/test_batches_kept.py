@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from featurekit_spark.errors import AnswersPendingError
 from featurekit_spark.freshness import Freshness
 from featurekit_spark.llm import LLMCompletion
 from featurekit_spark.llm.batch_desk import BatchDesk
+from featurekit_spark.llm.completion import LIST_INSTRUCTION
 from featurekit_spark.session import RunResult, Session
 from featurekit_spark.testing.chat import ChatServer, chat_server
 from tests.batch_shop import Ids, Prompt, Reply, World
@@ -151,7 +153,7 @@ def test_an_answer_is_kept_where_another_that_was_asked_with_it_is_still_to_come
     llm = shop.batch()
     llm.limits = type(llm.limits)(requests=1, unsure_s=0.0, poll_s=0.01)
     pending(shop, llm, said, "b")
-    batches = shop.server.batches
+    batches: Any = shop.server.batches
     assert len(batches.batches) == 4
     batches.polls = 0
     states = {name: dict(batch) for name, batch in batches.batches.items()}
@@ -163,10 +165,10 @@ def test_an_answer_is_kept_where_another_that_was_asked_with_it_is_still_to_come
             return status, {**answer, "status": "in_progress", "output_file_id": None}
         return served(verb, path, *request)
 
-    batches.serve = slow  # type: ignore[method-assign]
+    batches.serve = slow
     for _ in range(2):
         pending(shop, shop.batch(), said, "b")
-    batches.serve = served  # type: ignore[method-assign]
+    batches.serve = served
     assert result(shop, shop.batch(), said, "b").values(said)["b", "p2"] == "<DESK DESK>"
     assert len(batches.prompts) == len(states), "each was paid for once"
 
@@ -265,6 +267,27 @@ def test_a_single_request_does_not_wait_for_a_batch_after_a_run_did(shop: Shop) 
     assert "sofa" not in shop.server.prompts
     assert session.get(LLMCompletion, ("sofa",)).value == "SOFA"
     aio.run(llm.aclose())
+
+
+def test_what_a_run_waits_for_travels_to_its_workers_and_outlives_no_run(shop: Shop) -> None:
+    shop.server.batches.polls = 1_000
+    shop.pending(shop.batch(), "b")
+    llm = shop.online()
+    with llm.collecting("one") as came:
+        list(came)
+
+    def asked_elsewhere() -> str:
+        try:
+            model = pickle.loads(pickle.dumps(llm))
+            return str(aio.run(model.complete("sofa", system=LIST_INSTRUCTION)).text)
+        except AnswersPendingError:
+            return "waits"
+
+    with llm.opened("one"):
+        with llm.opened("another, at the same time"):
+            pass
+        assert asked_elsewhere() == "waits"
+    assert asked_elsewhere() == "SOFA"
 
 
 def test_what_a_backfill_collects_is_as_old_as_it_is(shop: Shop) -> None:
