@@ -19,6 +19,7 @@ from featurekit_spark.locks import table_lock
 from featurekit_spark.search.arguments import Floats
 from featurekit_spark.search.matrix import MatrixRef, MatrixStore
 from featurekit_spark.search.rounded import Storage, as_rows, unpack
+from featurekit_spark.search.table import streamed
 
 __all__ = [
     "Part",
@@ -58,28 +59,37 @@ def block_ranges(
 
 def read_part(store: MatrixStore, ref: MatrixRef, first: int, end: int, *, of: int) -> Part:
     """Blocks `first` up to `end` of the matrix's `of` blocks, as one part. CacheError where some are gone."""
-    found: dict[int, dict[str, Any]] = {}  # two writers at once leave a block twice
-    for row in stored_blocks(store, ref.hash, f"block >= {first} AND block < {end}"):
-        found[row["block"]] = row
-    if len(found) < end - first:
+    where = f"block >= {first} AND block < {end}"
+    return _part(store, ref, stored_blocks(store, ref.hash, where), first, end, of)
+
+
+def read_parts(store: MatrixStore, ref: MatrixRef, *, part_bytes: int) -> Iterator[Part]:
+    """All of the matrix, part by part, in the order of its rows; its vectors are read in one pass."""
+    ranges = block_ranges(store, ref, part_bytes=part_bytes)
+    vectors = streamed(store.path, ref.hash, range(ranges[-1][1]))
+    for first, end in ranges:
+        where = f"block >= {first} AND block < {end}"
+        found = {row["block"]: row for row in stored_blocks(store, ref.hash, where, columns="block, ids")}
+        rows = [{**found[block], "vectors": next(vectors)} for block in sorted(found)]
+        yield _part(store, ref, rows, first, end, ranges[-1][1])
+
+
+def _part(
+    store: MatrixStore, ref: MatrixRef, found: Iterable[dict[str, Any]], first: int, end: int, of: int
+) -> Part:
+    blocks = {row["block"]: row for row in found}  # two writers at once leave a block twice
+    if len(blocks) < end - first:
         raise CacheError(
-            f"{end - first - len(found)} blocks of matrix {ref.hash} are not in {store.path}; compute the embedding "
+            f"{end - first - len(blocks)} blocks of matrix {ref.hash} are not in {store.path}; compute the embedding "
             "DB again"
         )
-    rows = [found[block] for block in sorted(found)]
+    rows = [blocks[block] for block in sorted(blocks)]
     ids = tuple(member for row in rows for member in row["ids"])
     vectors = vectors_in(rows, ref.dim)
     if len(vectors) != len(ids):
         raise CacheError(f"matrix {ref.hash} is damaged: {len(ids)} ids, {len(vectors)} vectors in one part")
     # All blocks but the last are of one length.
     return Part(ids, vectors, first * len(rows[0]["ids"]) if end < of else ref.rows - len(ids))
-
-
-def read_parts(store: MatrixStore, ref: MatrixRef, *, part_bytes: int) -> Iterator[Part]:
-    """All of the matrix, part by part, in the order of its rows."""
-    ranges = block_ranges(store, ref, part_bytes=part_bytes)
-    for first, end in ranges:
-        yield read_part(store, ref, first, end, of=ranges[-1][1])
 
 
 class PartedMatrix:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from deltalake import QueryBuilder, write_deltalake
 
 from featurekit_spark.errors import CacheError
 from featurekit_spark.search import MatrixRef, MatrixStore
 from featurekit_spark.search import matrix as module
-from featurekit_spark.search.blocks import block_ranges, read_parts
+from featurekit_spark.search.blocks import block_ranges, read_parts, stored_blocks
 
 DIM = 4
 
@@ -58,6 +61,34 @@ def test_a_block_that_was_written_twice_counts_once(store: MatrixStore, tmp_path
     other.put(named(7), vectors(7))
     parts = list(read_parts(store, ref, part_bytes=1))
     assert [member for part in parts for member in part.ids] == named(7)
+
+
+def test_the_vectors_of_a_file_of_one_row_group_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: MatrixStore
+) -> None:
+    ref = store.put(named(30), vectors(30))
+    blocks = sorted(stored_blocks(store, ref.hash), key=lambda row: int(row["block"]))
+    old = pa.table(
+        {
+            "hash": [ref.hash] * 10,
+            "block": pa.array(range(10), pa.int32()),
+            "ids": pa.array([row["ids"] for row in blocks], pa.list_(pa.string())),
+            "vectors": pa.array([row["vectors"].to_pybytes() for row in blocks], pa.binary()),
+        }
+    )
+    former = MatrixStore(tmp_path / "former")
+    write_deltalake(former.path, old, partition_by=["hash"])
+    asked, execute = [], QueryBuilder.execute
+
+    def recorded(self: QueryBuilder, sql: str) -> Any:
+        asked.append(sql)
+        return execute(self, sql)
+
+    monkeypatch.setattr(QueryBuilder, "execute", recorded)
+    parts = list(read_parts(former, ref, part_bytes=1))
+    assert np.concatenate([part.vectors for part in parts]).tobytes() == vectors(30).tobytes()
+    assert [member for part in parts for member in part.ids] == named(30) and len(parts) == 10
+    assert asked and not any("vectors" in query for query in asked)
 
 
 def test_a_matrix_that_is_gone_is_told(store: MatrixStore) -> None:
