@@ -163,7 +163,8 @@ def test_an_answer_is_kept_where_another_that_was_asked_with_it_is_still_to_come
         if path in ("batches/batch_2", "batches/batch_3") and verb == "GET":
             status, answer = served(verb, path, *request)
             return status, {**answer, "status": "in_progress", "output_file_id": None}
-        return served(verb, path, *request)
+        answered: tuple[int, Any] = served(verb, path, *request)
+        return answered
 
     batches.serve = slow
     for _ in range(2):
