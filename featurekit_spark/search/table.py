@@ -107,7 +107,8 @@ def _files(path: str, name: str) -> Iterator[Any]:
 
     folder = storage_of(path, {})
     for uri in DeltaTable(path).file_uris(file_pruning_predicate=[("hash", "=", name)]):
-        with folder.open_input_file(f"hash={name}/{uri.rpartition('/')[2]}") as file:
+        own = f"hash={name}/"
+        with folder.open_input_file(own + uri.rpartition(own)[2]) as file:
             yield pq.ParquetFile(file, pre_buffer=False)
 
 
