@@ -27,9 +27,10 @@ from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.llm.batch_answers import AnswerSheet, collected
 from featurekit_spark.llm.batch_beside import on_the_way, waiting_for
 from featurekit_spark.llm.batch_desk import BatchDesk, BatchLimits
+from featurekit_spark.llm.batch_lines import Line
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.llm.openai import OpenAIChat
-from featurekit_spark.llm.openai_batch import BatchClient, Line, request_id
+from featurekit_spark.llm.openai_batch import BatchClient, request_id
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.usage import expected_cost
 

@@ -25,9 +25,10 @@ from featurekit_spark.errors import (
 )
 from featurekit_spark.llm.base import Completion, Message
 from featurekit_spark.llm.batch_desk import BatchDesk
+from featurekit_spark.llm.batch_lines import Line
 from featurekit_spark.llm.batch_records import Stage, Submission
 from featurekit_spark.llm.openai import OpenAIChat
-from featurekit_spark.llm.openai_batch import Line, request_id
+from featurekit_spark.llm.openai_batch import request_id
 from featurekit_spark.paid.cost import cost_of
 from featurekit_spark.paid.openai_protocol import copied
 from featurekit_spark.paid.prices import Price

@@ -1,20 +1,21 @@
 """The OpenAI batch protocol: files of requests that are answered within a day, at a lower price.
 
-Owns how a file is handed in so that it is not handed in twice, how its state is asked for, and what its lines say.
-It must not know who asks, nor what is kept of it.
+Owns how a file is handed in so that it is not handed in twice, how its state is asked for, and that each line has one
+outcome. It must not know who asks, nor what is kept of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from featurekit_spark.errors import BudgetError, BuildError, ContextError, ServiceError
 from featurekit_spark.fingerprint import digest
+from featurekit_spark.llm.batch_lines import Line, lines_of
 from featurekit_spark.llm.openai import OpenAIChat
 from featurekit_spark.paid.limits import LocalLimiter
 from featurekit_spark.paid.openai_protocol import blames_request, judged, no_quota
@@ -23,7 +24,7 @@ from featurekit_spark.paid.retry import Breaker, Clock, FailureKind, RetryPolicy
 if TYPE_CHECKING:
     import openai
 
-__all__ = ["BatchClient", "BatchState", "Line", "Progress", "UnknownBatchError", "request_id"]
+__all__ = ["BatchClient", "BatchState", "Progress", "UnknownBatchError", "request_id"]
 
 T = TypeVar("T")
 _TAG: Final = "featurekit"
@@ -84,29 +85,6 @@ def request_id(identity: str, request: Mapping[str, Any]) -> str:
     text = json.dumps(request, sort_keys=True)
     json.dumps(request, ensure_ascii=False).encode()
     return digest("batch request", identity, text)
-
-
-@dataclass(frozen=True)
-class Line:
-    """What became of one request: the body of its answer, or why there is none. `blames_request`: the request is at
-    fault for that, and not key, model or address."""
-
-    custom_id: str
-    body: str | None = None
-    kind: FailureKind | None = None
-    message: str = ""
-    blames_request: bool = True
-
-    def to_json(self) -> str:
-        kind = None if self.kind is None else self.kind.value
-        # In ASCII, since a text may hold what no bytes stand for, half of an emoji say.
-        return json.dumps({**asdict(self), "kind": kind})
-
-    @classmethod
-    def from_json(cls, text: str) -> Line:
-        told = json.loads(text)
-        kind = told.pop("kind")
-        return cls(**told, kind=None if kind is None else FailureKind(kind))
 
 
 class BatchClient:
@@ -223,7 +201,7 @@ class BatchClient:
         attempt for each file."""
         found: dict[str, Line] = {}
         for file_id in state.files:
-            for line in _lines(await self._content(file_id, once)):
+            for line in lines_of(await self._content(file_id, once)):
                 # An answer is worth more than an error, wherever both are told; of two the first counts.
                 known = found.get(line.custom_id)
                 if known is None or (known.body is None and line.body is not None):
@@ -334,43 +312,6 @@ def _progress(status: str) -> Progress:
         return Progress(status)
     except ValueError:  # a word of this provider's own: it has not said that the batch ended
         return Progress.IN_PROGRESS
-
-
-def _lines(content: bytes) -> Iterator[Line]:
-    """The lines of a file of answers or errors; what is none is passed over, and its request counts as unanswered."""
-    for text in content.splitlines():
-        try:
-            told = json.loads(text)
-            custom_id = told["custom_id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if not isinstance(custom_id, str):
-            continue
-        response, error = _fields(told.get("response")), _fields(told.get("error"))
-        status, body = response.get("status_code"), response.get("body")
-        status = status if isinstance(status, int) else None
-        if status == 200 and not error:
-            yield Line(custom_id, json.dumps(body))
-            continue
-        error = error or _fields(_fields(body).get("error"))
-        code, message = str(error.get("code") or ""), str(error.get("message") or "no message")[:300]
-        said = f"status {status}: {message}" if status else f"{code or 'error'}: {message}"
-        yield Line(custom_id, None, _kind(status, code), said, blames_request(status, code))
-
-
-def _fields(told: Any) -> Mapping[str, Any]:
-    """What is none says nothing."""
-    if isinstance(told, str):
-        return {"message": told}
-    return told if isinstance(told, Mapping) else {}
-
-
-def _kind(status: int | None, code: str) -> FailureKind:
-    if no_quota(status, code):
-        return FailureKind.QUOTA
-    if status is None or status in (408, 409, 429) or status >= 500:  # without a status: expired or cancelled
-        return FailureKind.RETRYABLE
-    return FailureKind.TERMINAL
 
 
 def _unanswered(custom_id: str, number: int, state: BatchState) -> Line:

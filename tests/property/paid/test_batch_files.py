@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurekit_spark.llm.batch_desk import BatchLimits, parts_of
+from featurekit_spark.llm.batch_lines import Line
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
-from featurekit_spark.llm.openai_batch import Line
 from featurekit_spark.paid.retry import FailureKind
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)

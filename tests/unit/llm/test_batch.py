@@ -11,9 +11,10 @@ import pytest
 from featurekit_spark import aio
 from featurekit_spark.errors import CacheError, ContextError
 from featurekit_spark.llm.batch import OpenAIBatch
+from featurekit_spark.llm.batch_lines import Line
 from featurekit_spark.llm.batch_records import BatchRecords, Stage, Submission
 from featurekit_spark.llm.openai import OpenAIChat
-from featurekit_spark.llm.openai_batch import BatchClient, BatchState, Line, Progress
+from featurekit_spark.llm.openai_batch import BatchClient, BatchState, Progress
 from featurekit_spark.paid.prices import Price
 from featurekit_spark.paid.retry import FailureKind
 
@@ -26,7 +27,9 @@ def test_records_tell_how_far_each_submission_is(tmp_path: Path) -> None:
     assert records.all() == []
     records.intend(ONE, REQUESTS)
     assert records.all() == [ONE]
-    assert dict(records.requests("t1")) == {"a": {"text": "\u2028\x85"}}, "separators inside a text end no line"
+    assert dict(records.requests("t1")) == {"a": {"text": "\u2028\x85"}}, (
+        "separators inside a text end no line"
+    )
     done = records.answered(replace(ONE, batch_id="b"), ["one", "two"], 6.0)
     assert records.all() == [done] == [replace(ONE, batch_id="b", stage=Stage.ANSWERED, at=6.0)]
     assert records.answers("t1") == ["one", "two"]
