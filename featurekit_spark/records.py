@@ -136,7 +136,9 @@ def _with_answers_kept(
     if journal is None:
         return {}
     # Before the cache is asked: whoever takes a journal in appends what is in it, and only then removes it.
-    tables = [batch.rows.select(_CALL) for batch in journal.micro_batches()]
+    tables: list[pa.Table] = []
+    with suppress(OSError):  # a record of less is better than none
+        tables += [batch.rows.select(_CALL) for batch in journal.micro_batches()]
     tables += [calls.rows.select(_CALL) for calls in failed_calls(execution.evaluator, execution.job)]
     left = pa.concat_tables([ENTRY_SCHEMA.empty_table().select(_CALL), *tables])
     found = {}
