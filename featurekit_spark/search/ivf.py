@@ -17,7 +17,7 @@ import numpy as np
 
 from featurekit_spark.errors import UsageError
 from featurekit_spark.fingerprint import digest
-from featurekit_spark.search.arguments import Floats, Rows
+from featurekit_spark.search.arguments import Doubles, Floats, Rows
 from featurekit_spark.search.blocks import Part, read_parts, stored_blocks, vectors_in, write_blocks
 from featurekit_spark.search.kernel import FlatIndex, Metric
 from featurekit_spark.search.matrix import MatrixRef, MatrixStore
@@ -29,15 +29,17 @@ _PIECES = 4096  # blocks that one list may have
 CENTROIDS = -1  # the block that holds them
 _BLOCK_BYTES = 8 << 20
 _READ = 64  # lists read at once
+_TRAINED = 16_384  # rows of the sample as float64 at a time
 
 
 @dataclass(frozen=True)
 class IVFParams:
     """How an index is made. `lists` None: four times the root of the number of rows. `sample`: rows per list that the
-    centroids are trained on."""
+    centroids are trained on, or as many as `sample_bytes` hold, which is what training takes, several times over."""
 
     lists: int | None = None
     sample: int = 64
+    sample_bytes: int = 512 << 20
     iterations: int = 10
     seed: int = 0
 
@@ -47,8 +49,8 @@ class IVFParams:
 
     def hash(self, ref: MatrixRef) -> str:
         """The index's name: what it is made of and how."""
-        parts = (self.for_rows(ref.rows), self.sample, self.iterations, self.seed)
-        return digest("ivf 1", ref.hash, *map(str, parts))
+        parts = (self.for_rows(ref.rows), self.sample, self.sample_bytes, self.iterations, self.seed)
+        return digest("ivf 2", ref.hash, *map(str, parts))
 
 
 @dataclass(frozen=True)
@@ -69,22 +71,33 @@ def train(sample: Floats, lists: int, *, iterations: int = 10, seed: int = 0) ->
     """Centroids float32 [lists, dim] of length 1, by spherical k-means over `sample`; the same on every machine, as
     rows are assigned by exact scores."""
     random = np.random.default_rng(seed)
-    units = sample / np.sqrt(np.square(sample, dtype=np.float64).sum(axis=1))[:, None]
-    units = np.ascontiguousarray(units, dtype=np.float32)
+    units = np.empty(sample.shape, dtype=np.float32)
+    for start in range(0, len(sample), _TRAINED):
+        rows = sample[start : start + _TRAINED].astype(np.float64)
+        units[start : start + _TRAINED] = rows / np.sqrt(np.square(rows).sum(axis=1))[:, None]
     centroids = units[np.sort(random.permutation(len(units))[:lists])]
     for _ in range(iterations):
         nearest = assigned(centroids, units)
-        order = np.argsort(nearest, kind="stable")
-        filled, starts = np.unique(nearest[order], return_index=True)
-        sums = np.add.reduceat(units[order].astype(np.float64), starts, axis=0)
+        sums = list_sums(units, nearest, len(centroids))
         lengths = np.sqrt(np.square(sums).sum(axis=1))
-        moved = lengths > 1e-9  # a sum of opposite rows has no direction: such a centroid stays
+        moved = lengths > 1e-9  # none has no rows, and opposite ones no direction: such a centroid stays
         new = centroids.copy()
-        new[filled[moved]] = (sums[moved] / lengths[moved, None]).astype(np.float32)
+        new[moved] = (sums[moved] / lengths[moved, None]).astype(np.float32)
         if np.array_equal(new, centroids):
             break
         centroids = new
     return centroids
+
+
+def list_sums(rows: Floats, nearest: Rows, lists: int) -> Doubles:
+    """The sum of each list's rows, float64 [lists, dim]; some thousand rows as float64 at a time."""
+    order = np.argsort(nearest, kind="stable")
+    sums = np.zeros((lists, rows.shape[1]))
+    for start in range(0, len(order), _TRAINED):
+        some = order[start : start + _TRAINED]
+        filled, starts = np.unique(nearest[some], return_index=True)
+        sums[filled] += np.add.reduceat(rows[some].astype(np.float64), starts, axis=0)
+    return sums
 
 
 def assigned(centroids: Floats, vectors: Floats) -> Rows:
@@ -121,7 +134,12 @@ def build_index(
     lists = params.for_rows(ref.rows)
     centroids = np.empty((0, ref.dim), dtype=np.float32)
     if ref.rows:
-        sample = _sampled(read_parts(store, ref, part_bytes=part_bytes), chosen_rows(ref, params))
+        rows = chosen_rows(ref, params)
+        taken = (
+            part.vectors[in_part(rows, part) - part.start]
+            for part in read_parts(store, ref, part_bytes=part_bytes)
+        )
+        sample = gathered(taken, len(rows), ref.dim)
         centroids = train(sample, lists, iterations=params.iterations, seed=params.seed)
     index = IVFIndex(params.hash(ref), ref, centroids)
     _write(store, index, part_bytes)
@@ -130,13 +148,18 @@ def build_index(
 
 def chosen_rows(ref: MatrixRef, params: IVFParams) -> Rows:
     """The rows that the centroids are trained on, drawn by the seed, in the order of rows."""
-    size = params.for_rows(ref.rows) * params.sample
+    lists = params.for_rows(ref.rows)
+    size = min(lists * params.sample, max(lists, params.sample_bytes // max(1, 4 * ref.dim)))
     return np.sort(np.random.default_rng(params.seed).permutation(ref.rows)[:size])
 
 
-def _sampled(parts: Iterable[Part], rows: Rows) -> Floats:
-    taken = [part.vectors[own - part.start] for part in parts if len(own := in_part(rows, part))]
-    return np.concatenate(taken)
+def gathered(parts: Iterable[Floats], rows: int, dim: int) -> Floats:
+    """Parts of a matrix as one, float32 [rows, dim]; they are never all there beside it."""
+    found, end = np.empty((rows, dim), dtype=np.float32), 0
+    for part in parts:
+        found[end : end + len(part)] = part
+        end += len(part)
+    return found
 
 
 def in_part(rows: Rows, part: Part) -> Rows:

@@ -5,6 +5,7 @@ The lists are those that `ivf` makes in one process, byte by byte.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurekit_spark.engines.cluster import parallelism
-from featurekit_spark.locks import table_lock
-from featurekit_spark.search.arguments import Rows
+from featurekit_spark.search.arguments import Floats, Rows
 from featurekit_spark.search.blocks import block_ranges
 from featurekit_spark.search.ivf import (
     CENTROIDS,
@@ -23,6 +23,7 @@ from featurekit_spark.search.ivf import (
     assigned,
     build_index,
     chosen_rows,
+    gathered,
     in_part,
     open_index,
     pieces,
@@ -37,6 +38,7 @@ from featurekit_spark.search.partitioned import (
     on_parts,
     vectors_of,
 )
+from featurekit_spark.search.table import append_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +48,7 @@ __all__ = ["build_index_on", "search_index_on"]
 
 _TASKS_PER_SLOT = 4  # lists differ in length
 _ROWS = 4096  # rows in one batch
+_SAMPLED = 128 << 20
 
 
 def build_index_on(
@@ -64,18 +67,31 @@ def build_index_on(
     load = BlockParts(store, ref, tuple(ranges))
     parts = session.range(0, len(ranges), 1, len(ranges))
     rows = chosen_rows(ref, params)
-    sample = parts.mapInArrow(SampleTask(load, rows), "row bigint, vector binary").toArrow().sort_by("row")
+    sample = gathered(_samples(session, SampleTask(load, rows)), len(rows), ref.dim)
     lists = params.for_rows(ref.rows)
-    vectors = vectors_of(sample["vector"].combine_chunks(), ref.dim)
-    centroids = train(vectors, lists, iterations=params.iterations, seed=params.seed)
+    centroids = train(sample, lists, iterations=params.iterations, seed=params.seed)
     index = IVFIndex(params.hash(ref), ref, centroids)
     assignment = parts.mapInArrow(AssignTask(load, index), "list int, product_id string, vector binary")
-    ddl = "hash string, block int, ids array<string>, vectors binary"
+    ddl = "block int, ids array<string>, vectors binary"
     blocks = assignment.groupBy("list").applyInArrow(_blocks_of(index), ddl)
-    first = session.createDataFrame([(index.hash, CENTROIDS, [], bytearray(centroids.tobytes()))], ddl)
-    with table_lock(store.path):
-        blocks.unionByName(first).write.format("delta").mode("append").save(store.path)
+    first = session.createDataFrame([(CENTROIDS, [], bytearray(centroids.tobytes()))], ddl)
+    folder = f"hash={index.hash}/{uuid.uuid4().hex}"
+    # The table is locked for the commit that names the files, and not while the job writes them.
+    blocks.unionByName(first).write.parquet(f"{store.path.rstrip('/')}/{folder}")
+    append_files(store.path, index.hash, folder)
     return index
+
+
+def _samples(session: SparkSession, task: SampleTask) -> Iterator[Floats]:
+    """The chosen rows in their order, by a job for as many parts as hold `_SAMPLED` bytes of them: Spark bounds what a
+    job may bring to the driver, and Arrow what one array holds."""
+    dim, parts = task.load.ref.dim, len(task.load)
+    step = max(1, parts * _SAMPLED // max(1, 4 * dim * len(task.rows)))
+    for start in range(0, parts, step):
+        numbers = session.range(start, min(parts, start + step), 1, min(step, parts - start))
+        found = numbers.mapInArrow(task, "row bigint, vector binary").toArrow()
+        vectors = vectors_of(found["vector"], dim) if len(found) else np.empty((0, dim), np.float32)
+        yield vectors[np.argsort(found["row"].to_numpy())]
 
 
 def search_index_on(
@@ -172,7 +188,6 @@ def _blocks_of(index: IVFIndex) -> Callable[[pa.Table], pa.Table]:
         made = list(pieces(rows["list"][0].as_py(), rows["product_id"].to_pylist(), vectors))
         return pa.table(
             {
-                "hash": pa.array([index.hash] * len(made), pa.string()),
                 "block": pa.array([block for block, _, _ in made], pa.int32()),
                 "ids": pa.array([ids for _, ids, _ in made], pa.list_(pa.string())),
                 "vectors": pa.array([data for _, _, data in made], pa.binary()),

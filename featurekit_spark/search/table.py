@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from featurekit_spark.search.rounded import Block, pack
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-__all__ = ["append_matrix", "streamed"]
+__all__ = ["append_files", "append_matrix", "streamed"]
 
 
 def append_matrix(
@@ -31,9 +31,7 @@ def append_matrix(
 ) -> None:
     """Add a matrix to the table at `path`, which is made where it is missing. Raises CacheError where that fails."""
     import pyarrow.parquet as pq
-    from deltalake import CommitProperties
     from deltalake.exceptions import DeltaError
-    from deltalake.transaction import AddAction
 
     values, factors = stored
     width = values.shape[1] * values.itemsize + (0 if factors is None else factors.itemsize)
@@ -57,22 +55,54 @@ def append_matrix(
                     data = pack(values[part], None if factors is None else factors[part])
                     writer.write_batch(_row(block, storage, ids[part], data))
             size = out.tell()
-        added = AddAction(
-            file, size, {"hash": name}, time.time_ns() // 10**6, True, json.dumps({"numRecords": block + 1})
-        )
-        with table_lock(path):
-            table.update_incremental()
-            table.create_write_transaction(
-                [added],
-                "append",
-                table.schema(),
-                ["hash"],
-                commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
-            )
+        _commit(path, table, name, {file: (size, block + 1)})
     except (DeltaError, OSError) as error:
         with suppress(Exception):  # without a commit that names it, it is waste and nothing worse
             folder.delete_file(file)
         raise CacheError(f"matrix {name} could not be written to {path}: {error}") from error
+
+
+def append_files(path: str, name: str, folder: str) -> None:
+    """Add the Parquet files of a folder below the table's own, rows (block, ids, vectors) of what is called `name`, in
+    one commit. Raises CacheError where that fails."""
+    import pyarrow.parquet as pq
+    from deltalake.exceptions import DeltaError
+    from pyarrow.fs import FileSelector, FileType
+
+    where = storage_of(path, {})
+    try:
+        files = {}
+        for found in where.get_file_info(FileSelector(folder, recursive=True)):
+            file = found.path.lstrip("/")
+            if found.type == FileType.File and file.endswith(".parquet"):
+                with where.open_input_file(file) as data:
+                    files[file] = found.size, pq.read_metadata(data).num_rows
+        _commit(path, _table(path), name, files)
+    except (DeltaError, OSError) as error:
+        with suppress(Exception):  # without a commit that names them, they are waste and nothing worse
+            where.delete_dir(folder)
+        raise CacheError(f"{name} could not be written to {path}: {error}") from error
+
+
+def _commit(path: str, table: DeltaTable, name: str, files: Mapping[str, tuple[int, int]]) -> None:
+    """Name files, each with its size and number of rows, in one commit."""
+    from deltalake import CommitProperties
+    from deltalake.transaction import AddAction, RemoveAction
+
+    now = time.time_ns() // 10**6
+    added: list[AddAction | RemoveAction] = [
+        AddAction(file, size, {"hash": name}, now, True, json.dumps({"numRecords": rows}))
+        for file, (size, rows) in files.items()
+    ]
+    with table_lock(path):
+        table.update_incremental()
+        table.create_write_transaction(
+            added,
+            "append",
+            table.schema(),
+            ["hash"],
+            commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
+        )
 
 
 def streamed(path: str, name: str, blocks: Sequence[int]) -> Iterator[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,15 @@ import pyarrow as pa
 import pytest
 
 from featurekit_spark.errors import ContextError
-from featurekit_spark.search import FlatIndex, MatrixStore
+from featurekit_spark.locks import table_lock
+from featurekit_spark.search import FlatIndex, MatrixStore, ivf_spark
 from featurekit_spark.search import matrix as module
 from featurekit_spark.search.blocks import stored_blocks
 from featurekit_spark.search.choice import search_stored
-from featurekit_spark.search.ivf import IVFParams, build_index
+from featurekit_spark.search.ivf import IVFParams, build_index, list_lengths, open_index
 from featurekit_spark.search.ivf_spark import build_index_on, search_index_on
 from featurekit_spark.search.partitioned import search_blocks
+from featurekit_spark.search.removal import matrices_with, remove_matrices
 
 pytestmark = pytest.mark.spark
 ROWS, DIM = 500, 16
@@ -100,7 +104,10 @@ def test_all_lists_probed_are_an_exact_search(spark: Any, store: MatrixStore) ->
         assert shown(found) == expected(matrix, queries, 8)
 
 
-def test_an_index_made_by_jobs_is_the_one_made_here(spark: Any, store: MatrixStore, tmp_path: Path) -> None:
+def test_an_index_made_by_jobs_is_the_one_made_here(
+    spark: Any, store: MatrixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ivf_spark, "_SAMPLED", 60 * 4 * DIM)  # three jobs for the sample
     other, params = MatrixStore(tmp_path / "other"), IVFParams(lists=9, sample=20)
     made = []
     for own in (store, other):
@@ -114,6 +121,27 @@ def test_an_index_made_by_jobs_is_the_one_made_here(spark: Any, store: MatrixSto
         made.append([(row["block"], row["ids"], row["vectors"].to_pybytes()) for row in rows])
     assert made[0] == made[1]
     assert len({block for block, _, _ in made[0]}) > 5
+
+
+def test_the_table_is_not_locked_while_jobs_make_an_index(
+    spark: Any, store: MatrixStore, tmp_path: Path
+) -> None:
+    ref, params = store.put(IDS, vectors(ROWS, 6)), IVFParams(lists=3)
+    folder = tmp_path / "matrices" / f"hash={params.hash(ref)}"
+    with ThreadPoolExecutor(1) as pool:
+        with table_lock(store.path):  # as another run that commits
+            made = pool.submit(build_index_on, spark, store, ref, params)
+            deadline = time.monotonic() + 120
+            while not list(folder.glob("*/_SUCCESS")) and time.monotonic() < deadline and not made.done():
+                time.sleep(0.05)
+            written = list(folder.glob("*/_SUCCESS"))
+            assert open_index(store, ref, params) is None
+        index = made.result()
+    assert written
+    assert list_lengths(store, index).sum() == ROWS
+    assert matrices_with(store.path, IDS[7:8]) == {ref.hash, index.hash}
+    remove_matrices(store.path, [index.hash])
+    assert open_index(store, ref, params) is None and not list(folder.rglob("*.parquet"))
 
 
 def test_what_a_job_fails_at_is_told_once(spark: Any, store: MatrixStore) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,16 @@ from deltalake import DeltaTable
 from featurekit_spark.errors import UsageError
 from featurekit_spark.search import FlatIndex, MatrixStore, ivf
 from featurekit_spark.search import matrix as module
-from featurekit_spark.search.ivf import IVFParams, build_index, open_index, search_index, train
+from featurekit_spark.search.ivf import (
+    IVFParams,
+    build_index,
+    chosen_rows,
+    list_lengths,
+    list_sums,
+    open_index,
+    search_index,
+    train,
+)
 from featurekit_spark.search.removal import matrices_with, remove_matrices
 
 DIM = 12
@@ -74,9 +84,48 @@ def test_an_index_is_made_once_and_is_the_same_everywhere(store: MatrixStore, tm
 def test_every_part_of_an_index_is_in_its_name(store: MatrixStore) -> None:
     ref = store.put(named(50), clustered(50, 5))
     other = store.put(named(50), clustered(50, 6))
-    given = [IVFParams(), IVFParams(lists=3), IVFParams(sample=9), IVFParams(iterations=1), IVFParams(seed=1)]
+    given = [
+        IVFParams(),
+        IVFParams(lists=3),
+        IVFParams(sample=9),
+        IVFParams(iterations=1),
+        IVFParams(seed=1),
+        IVFParams(sample_bytes=9999),
+    ]
     names = {params.hash(ref) for params in given} | {IVFParams().hash(other)}
-    assert len(names) == 6
+    assert len(names) == 7
+
+
+def test_the_sample_is_bounded_by_its_bytes(store: MatrixStore) -> None:
+    ref = store.put(named(500), clustered(500, 5))
+    assert len(chosen_rows(ref, IVFParams(lists=5))) == 320
+    assert len(chosen_rows(ref, IVFParams(lists=5, sample_bytes=40 * 4 * DIM))) == 40
+    assert len(chosen_rows(ref, IVFParams(lists=5, sample_bytes=0))) == 5  # a centroid each
+    index = build_index(store, ref, IVFParams(lists=5, sample_bytes=40 * 4 * DIM), part_bytes=3000)
+    assert len(index.centroids) == 5 and list_lengths(store, index).sum() == 500
+
+
+def test_training_takes_a_few_times_its_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ivf, "_TRAINED", 500)
+    sample = np.random.default_rng(3).standard_normal((40_000, 128), dtype=np.float32)
+    tracemalloc.start()
+    try:
+        train(sample, 4, iterations=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * sample.nbytes
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_sums_do_not_depend_on_how_many_rows_are_added_at_once(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ivf, "_TRAINED", at_once)
+    rows, nearest = clustered(90, 2), np.random.default_rng(2).integers(0, 7, 90) + 1
+    sums = list_sums(rows, nearest, 9)
+    expected = [rows[nearest == number].astype(np.float64).sum(axis=0) for number in range(9)]
+    np.testing.assert_allclose(sums, expected, atol=1e-12)
 
 
 def test_an_empty_matrix_has_an_index(store: MatrixStore) -> None:
