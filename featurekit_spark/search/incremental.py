@@ -14,6 +14,7 @@ import numpy as np
 
 from featurekit_spark.errors import UsageError
 from featurekit_spark.search.arguments import Decoded, Doubles, Floats, Mask, Rows
+from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.kernel import FlatIndex
 
 __all__ = ["Change", "OldLists", "change_between", "merge_top_k"]
@@ -103,15 +104,15 @@ def merge_top_k(
 
 def change_between(
     former: Floats | Decoded,
-    row_of: Mapping[str, int],
+    former_ids: Sequence[str],
     vectors: Floats | Decoded,
     ids: Sequence[str],
     *,
     most: float = 1.0,
 ) -> Change:
-    """What makes the matrix (vectors, ids) of a former one (its vectors, and the row of each of its ids). It is too
-    large where more than the share `most` of the rows changed, and more than a few thousand."""
-    before = np.fromiter((row_of.get(member, -1) for member in ids), dtype=np.int64, count=len(ids))
+    """What makes the matrix (vectors, ids) of a former one; too large where more than the share `most` of the rows
+    changed, and more than a few thousand."""
+    before = _places(ids, former_ids)
     same = before >= 0
     if former.shape[1] != vectors.shape[1]:
         same[:] = False
@@ -125,6 +126,21 @@ def change_between(
     kept = {ids[row]: row for row in np.flatnonzero(same).tolist()}
     index = FlatIndex(vectors[fresh], ids=[ids[row] for row in fresh.tolist()]) if len(fresh) else None
     return Change(kept, fresh, index)
+
+
+def _places(ids: Sequence[str], among: Sequence[str]) -> Rows:
+    """Where ids are among others, -1 where they are not; without a text object for each of a mapped matrix's."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts, others = (
+        some.to_arrow() if isinstance(some, Ids) else pa.array(some, pa.large_string())
+        for some in (ids, among)
+    )
+    found: Rows = (
+        pc.index_in(texts, value_set=others).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
+    return found
 
 
 def _some(vectors: Floats | Decoded, rows: Rows) -> Floats:

@@ -70,11 +70,6 @@ class Matrix:
     def index(self) -> FlatIndex:
         return FlatIndex(self.vectors, ids=self.ids, norms=self.copy.norms, order=self.copy.ranks)
 
-    @property
-    def row_of(self) -> dict[str, int]:
-        """Row number by id; as large as the ids, and not kept."""
-        return {member: row for row, member in enumerate(self.ids)}
-
 
 class MatrixStore:
     """Matrices in the Delta table at `path` (any storage that deltalake can write).
@@ -145,7 +140,7 @@ class MatrixStore:
         with _lock:
             found = next((change for a, b, change in _changes if a is old and b is new), None)
             if found is None:
-                found = change_between(old.vectors, old.row_of, new.vectors, new.ids, most=_MOST_CHANGED)
+                found = change_between(old.vectors, old.ids, new.vectors, new.ids, most=_MOST_CHANGED)
                 _changes.append((old, new, found))
         return found
 

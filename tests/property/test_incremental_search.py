@@ -66,7 +66,7 @@ def test_equal_to_a_full_search(
         (sorted(m), np.array([m[name] for name in sorted(m)], np.float32).reshape(-1, dim))
         for m in (former, now)
     )
-    change = change_between(old_vectors, {name: row for row, name in enumerate(old_ids)}, vectors, ids)
+    change = change_between(old_vectors, old_ids, vectors, ids)
     old_scores, old_rows = full(old_vectors, old_ids, queries, k + margin)
     # Margins that earlier merges left: lists longer than k end anywhere.
     old_rows[np.arange(k + margin)[None, :] >= k + random.integers(0, margin + 1, (len(queries), 1))] = -1
@@ -93,7 +93,7 @@ def test_equal_to_a_full_search(
 def test_a_list_that_lost_nothing_is_settled_where_new_ones_of_its_last_score_come_first(margin: int) -> None:
     queries = np.array([[1, 0]], np.float32)
     old_vectors, vectors = np.tile(queries, (2, 1)), np.tile(queries, (4, 1))
-    change = change_between(old_vectors, {"c": 0, "d": 1}, vectors, ["a", "b", "c", "d"])
+    change = change_between(old_vectors, ["c", "d"], vectors, ["a", "b", "c", "d"])
     lists = [[{"product_id": name, "score": 1.0} for name in "cd"[: 1 + margin]]]
     old = OldLists.of(lists, 1, change.kept, margin=margin)
     scores, rows, settled = merge_top_k(FlatIndex(vectors, ids=["a", "b", "c", "d"]), queries, old, change)
@@ -104,11 +104,10 @@ def test_a_list_that_lost_a_member_is_settled_where_new_rows_fill_it() -> None:
     queries = np.array([[1, 0]], np.float32)
     former = unit(np.array([[1.0, 0.1], [1.0, 0.5], [1.0, 2.0]]))
     ids = ["a", "b", "c"]
-    place = {name: row for row, name in enumerate(ids)}
 
     def settled(new: list[float]) -> bool:
         vectors = np.concatenate([former[1:], unit(np.array([new]))])
-        change = change_between(former, place, vectors, ["b", "c", "d"])
+        change = change_between(former, ids, vectors, ["b", "c", "d"])
         old = OldLists(
             np.array([[-1, 0]]), np.round((former[:2] @ queries[0]).astype(np.float64), 6)[None], 2
         )

@@ -16,6 +16,7 @@ from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from featurekit_spark.errors import CacheError, DataError, UsageError
 from featurekit_spark.search import FlatIndex, Matrix, MatrixRef, MatrixStore
 from featurekit_spark.search import matrix as module
+from featurekit_spark.search.ids import Ids
 from featurekit_spark.search.rounded import STORAGES, as_rows, encode
 from featurekit_spark.search.table import append_matrix, streamed
 
@@ -47,7 +48,7 @@ def test_what_is_put_is_opened(store: MatrixStore, monkeypatch: pytest.MonkeyPat
     assert matrix.ids == tuple(named(100))
     assert matrix.vectors.tobytes() == vectors(100).tobytes()
     assert not matrix.vectors.flags.writeable
-    assert matrix.row_of["p-00042"] == 42
+    assert matrix.ids[42] == "p-00042"
     assert (Path(store.path) / ref.path).is_dir()
 
 
@@ -193,6 +194,18 @@ def test_a_file_that_ends_early_is_no_lack_of_room_for_copies(store: MatrixStore
     file.unlink()
     with pytest.raises(CacheError, match="cannot be read"):
         next(streamed(store.path, ref.hash, [0]))
+
+
+def test_what_changed_is_found_by_the_bytes_of_ids(
+    store: MatrixStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = vectors(4)
+    then = store.put(["b", "ä '", "a", "\U0001f600"], rows)
+    now = store.put(["\U0001f600", "new", "ä '", "b"], np.stack([rows[3], rows[2], rows[1], -rows[0]]))
+    monkeypatch.setattr(Ids, "__iter__", None)
+    change = store.change(then, now)
+    assert change.kept == {"\U0001f600": 0, "ä '": 2}
+    assert change.fresh.tolist() == [1, 3]
 
 
 def queries_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
