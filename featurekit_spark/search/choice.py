@@ -135,8 +135,10 @@ def _building(store: MatrixStore, name: str) -> Iterator[None]:
     folder = Path(tempfile.gettempdir()) if own is None else own.resolve().parent
     path = folder / f".featurekit-index-{os.getuid()}-{name}.lock"
     with file_lock(path, timeout_s=_BUILDING_S, owner="inverted lists"):
-        yield
-        path.unlink(missing_ok=True)  # who waits for it finds the index
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who waits for it finds the index
 
 
 @contextmanager

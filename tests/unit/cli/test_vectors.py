@@ -13,6 +13,7 @@ from deltalake import DeltaTable, QueryBuilder
 from typer.testing import CliRunner, Result
 
 from featurekit_spark.cli import app
+from featurekit_spark.search import MatrixStore
 from featurekit_spark.testing.embeddings import embedding_server
 from featurekit_spark.testing.qdrant import qdrant_server
 
@@ -103,6 +104,20 @@ def test_an_export_sends_what_differs_and_a_search_finds_it(shop: Path, index: l
     assert (state["rows"], state["spec"]["dim"], state["content"]) == (39, 384, changed["content"])
     text = featurekit(shop, ["vectors", "show"], index).stdout
     assert "39 rows, 384 dimensions" in text and "brand (str), price (float)" in text
+
+
+def test_a_matrix_that_is_not_mapped_is_exported_all_the_same(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any) -> Any:
+        raise AssertionError("mapped as a whole")
+
+    index = ["vector_index.kind=lancedb", f"vector_index.path={tmp_path / 'index'}"]
+    words = ["vectors", "export", "--output", "json"]
+    first = told(featurekit(shop, words, index))
+    monkeypatch.setattr(MatrixStore, "open", opened)
+    again = told(featurekit(shop, words, [*index, "search.memory_mb=0"]))
+    assert (again["how"], again["content"]) == ("unchanged", first["content"])
 
 
 def test_what_cannot_be_is_said(shop: Path, index: list[str]) -> None:
