@@ -231,9 +231,9 @@ class FeatureBuilder(Generic[V]):
 
     def distributes(self, shared: Mapping[str, Any], config: Any, context: Any) -> int:
         """For how many keys at once `build` distributes its work itself, for a group whose group-level deps have the
-        values `shared`, by name; 0 where it does not. Spark then calls it in the driver, for that many keys at most, and
-        context attributes that have `on_spark(session)` are what that returns. Asked in the driver before; may prepare
-        what `build` will need."""
+        values `shared`, by name; 0 where it does not. Spark then calls it in the driver, for that many keys at most,
+        and context attributes that have `on_spark(session)` are what that returns. Asked in the driver before; may
+        prepare what `build` will need."""
         return 0
 
     def get(self, key: Key, config: Any, context: Any, controller: Controller) -> tuple[V | None, str]:

@@ -483,7 +483,7 @@ class DeltaCache:
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Rows by key, those of one key as they are: a key is then in one row group of a file, and the others are not read."""
+    """Rows by key, those of one key as they are: a key is then in one row group of a file, others are not read."""
     if "key" not in rows.column_names or len(rows) <= _GROUP_ROWS:
         return rows
     size = max(_GROUP_ROWS, len(rows) * _SORTED_BYTES // max(rows.nbytes, 1))

@@ -248,7 +248,9 @@ class BatchDesk:
         try:
             since = min(item.at for item in unsure)
             return aio.run(self.client.find({item.tag for item in unsure}, since, once=not own))
-        except ServiceError as error:  # a list that always fails keeps no batch that is known from being asked for
+        except (
+            ServiceError
+        ) as error:  # a list that always fails keeps no batch that is known from being asked for
             _log.warning("batches of earlier runs cannot be asked for: %s", error)
         except (BudgetError, ContextError) as error:
             hint = f"{error} Whether {', '.join(own or [item.tag for item in unsure])} was made, only its list tells."
