@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from featurekit_spark.errors import CacheError
-from featurekit_spark.locks import table_lock
 from featurekit_spark.search.arguments import Floats
 from featurekit_spark.search.matrix import MatrixRef, MatrixStore
 from featurekit_spark.search.rounded import Storage, as_rows, unpack
@@ -30,7 +29,6 @@ __all__ = [
     "stored_blocks",
     "stored_type",
     "vectors_in",
-    "write_blocks",
 ]
 
 
@@ -173,46 +171,3 @@ def vectors_in(rows: Sequence[Mapping[str, Any]], dim: int) -> Floats:
     blocks = [unpack(row["vectors"], row["storage"] or "float32", dim) for row in rows]
     parts = [np.asarray(as_rows(*block)) for block in blocks]
     return np.concatenate(parts) if parts else np.empty((0, dim), dtype=np.float32)
-
-
-def write_blocks(store: MatrixStore, name: str, blocks: Iterable[tuple[int, list[str], bytes]]) -> None:
-    """Append (block, ids, vectors) under a name, in one commit; one block in memory at a time. Whoever yields them must
-    not read a Delta table meanwhile."""
-    import pyarrow as pa
-    from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
-
-    schema = pa.schema(
-        [
-            ("hash", pa.string()),
-            ("block", pa.int32()),
-            ("ids", pa.list_(pa.string())),
-            ("vectors", pa.binary()),
-        ]
-    )
-    rows = (
-        pa.RecordBatch.from_pylist(
-            [{"hash": name, "block": block, "ids": ids, "vectors": vectors}], schema=schema
-        )
-        for block, ids, vectors in blocks
-    )
-    plain = ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE")
-    with table_lock(store.path):
-        write_deltalake(
-            store.path,
-            pa.RecordBatchReader.from_batches(schema, rows),
-            mode="append",
-            schema_mode="merge",
-            partition_by=["hash"],
-            # A row group for each block, found by its number: a reader of some lists reads no others.
-            writer_properties=WriterProperties(
-                compression="UNCOMPRESSED",
-                max_row_group_size=1,
-                write_batch_size=1,
-                default_column_properties=plain,
-                column_properties={
-                    "block": ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")
-                },
-            ),
-            configuration={"delta.minReaderVersion": "1", "delta.minWriterVersion": "2"},
-            commit_properties=CommitProperties(custom_metadata={"featurekit": "matrix"}),
-        )

@@ -18,10 +18,11 @@ import numpy as np
 from featurekit_spark.errors import UsageError
 from featurekit_spark.fingerprint import digest
 from featurekit_spark.search.arguments import Doubles, Floats, Rows
-from featurekit_spark.search.blocks import Part, read_parts, stored_blocks, vectors_in, write_blocks
+from featurekit_spark.search.blocks import Part, read_parts, stored_blocks, vectors_in
 from featurekit_spark.search.kernel import FlatIndex, Metric
 from featurekit_spark.search.matrix import MatrixRef, MatrixStore
 from featurekit_spark.search.partitioned import PART_BYTES, Lists, merge_lists, search_part
+from featurekit_spark.search.table import append_blocks
 
 __all__ = ["IVFIndex", "IVFParams", "build_index", "list_lengths", "open_index", "search_index", "train"]
 
@@ -189,7 +190,7 @@ def _write(store: MatrixStore, index: IVFIndex, part_bytes: int) -> None:
             for number, (start, end) in enumerate(pairwise(starts)):
                 yield from pieces(number, [ids[row] for row in order[start:end].tolist()], moved[start:end])
 
-        write_blocks(store, index.hash, blocks())
+        append_blocks(store.path, index.hash, blocks())
 
 
 def pieces(number: int, ids: list[str], vectors: Floats) -> Iterator[tuple[int, list[str], bytes]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,34 @@ from featurekit_spark.search.rounded import Block, pack
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-__all__ = ["append_files", "append_matrix", "streamed"]
+__all__ = ["append_blocks", "append_files", "append_matrix", "streamed"]
 
 
 def append_matrix(
     path: str, name: str, ids: Sequence[str], stored: Block, storage: str, *, block_bytes: int
 ) -> None:
     """Add a matrix to the table at `path`, which is made where it is missing. Raises CacheError where that fails."""
-    import pyarrow.parquet as pq
-    from deltalake.exceptions import DeltaError
-
     values, factors = stored
     width = values.shape[1] * values.itemsize + (0 if factors is None else factors.itemsize)
     step = max(1, block_bytes // max(1, width))
-    file = f"hash={name}/{uuid.uuid4().hex}.parquet"
+
+    def blocks() -> Iterator[tuple[int, Sequence[str], Any]]:
+        for block, start in enumerate(range(0, max(len(ids), 1), step)):  # an empty one is one empty block
+            part = slice(start, start + step)
+            yield block, ids[part], pack(values[part], None if factors is None else factors[part])
+
+    append_blocks(path, name, blocks(), storage)
+
+
+def append_blocks(
+    path: str, name: str, blocks: Iterable[tuple[int, Sequence[str], Any]], storage: str = "float32"
+) -> None:
+    """Add (block, ids, vectors) under a name, in one file and one commit; one block in memory at a time. Raises
+    CacheError where that fails."""
+    import pyarrow.parquet as pq
+    from deltalake.exceptions import DeltaError
+
+    file, rows = f"hash={name}/{uuid.uuid4().hex}.parquet", 0
     folder = storage_of(path, {})
     try:
         table = _table(path)
@@ -48,14 +62,11 @@ def append_matrix(
                 out, _schema(), compression="NONE", use_dictionary=False, write_statistics=["block"]
             )
             with writer:
-                for block, start in enumerate(
-                    range(0, max(len(ids), 1), step)
-                ):  # an empty one is one empty block
-                    part = slice(start, start + step)
-                    data = pack(values[part], None if factors is None else factors[part])
-                    writer.write_batch(_row(block, storage, ids[part], data))
+                for block, ids, data in blocks:
+                    writer.write_batch(_row(block, storage, ids, data))
+                    rows += 1
             size = out.tell()
-        _commit(path, table, name, {file: (size, block + 1)})
+        _commit(path, table, name, {file: (size, rows)})
     except (DeltaError, OSError) as error:
         with suppress(Exception):  # without a commit that names it, it is waste and nothing worse
             folder.delete_file(file)

@@ -9,6 +9,7 @@ import pytest
 from deltalake import DeltaTable
 
 from featurekit_spark.errors import UsageError
+from featurekit_spark.locks import table_lock
 from featurekit_spark.search import FlatIndex, MatrixStore, ivf
 from featurekit_spark.search import matrix as module
 from featurekit_spark.search.ivf import (
@@ -18,6 +19,7 @@ from featurekit_spark.search.ivf import (
     list_lengths,
     list_sums,
     open_index,
+    pieces,
     search_index,
     train,
 )
@@ -103,6 +105,21 @@ def test_the_sample_is_bounded_by_its_bytes(store: MatrixStore) -> None:
     assert len(chosen_rows(ref, IVFParams(lists=5, sample_bytes=0))) == 5  # a centroid each
     index = build_index(store, ref, IVFParams(lists=5, sample_bytes=40 * 4 * DIM), part_bytes=3000)
     assert len(index.centroids) == 5 and list_lengths(store, index).sum() == 500
+
+
+def test_the_table_is_not_locked_while_an_index_is_written(
+    store: MatrixStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, taken = store.put(named(200), clustered(200, 4)), []
+
+    def other(*given: Any) -> Any:
+        with table_lock(store.path, timeout_s=1):
+            taken.append(1)
+        return pieces(*given)
+
+    monkeypatch.setattr(ivf, "pieces", other)
+    assert list_lengths(store, build_index(store, ref, IVFParams(lists=3))).sum() == 200
+    assert len(taken) == 3
 
 
 def test_training_takes_a_few_times_its_sample(monkeypatch: pytest.MonkeyPatch) -> None:
