@@ -36,8 +36,8 @@ __all__ = ["Matrix", "MatrixRef", "MatrixStore"]
 
 _BLOCK_BYTES = 8 << 20  # vectors in one row of the table
 _KEPT_OPEN = 4  # matrices a process keeps mapped
-# Share of a matrix's rows. Of lists of ten, nine in ten lose a member where a fifth changed and are searched anew, and
-# every process would copy that fifth.
+# Share of a matrix's rows. Where a fifth changed, to merge takes two thirds of a full search's time, and every process
+# copies that fifth.
 _MOST_CHANGED = 0.2
 _IDS_HASHED = 65_536  # at a time
 
