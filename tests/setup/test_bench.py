@@ -156,4 +156,5 @@ def test_search_spark_finds_the_same_lists() -> None:
     options = ("--rows", "3000", "--queries", "300", "--dim", "16", "--pairs", "1")
     code, figures, said = bench("search_spark", *options)
     assert code == 0, said
-    assert figures["same_lists"] and figures["ratio"] > 0
+    assert figures["same_lists"]
+    assert figures["pairs"][0]["ratio"] > 0  # of so few rows, nothing that rounds to more
