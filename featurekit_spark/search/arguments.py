@@ -5,6 +5,7 @@ Knows arrays, and nothing of how they are searched.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ _OWN = 64  # queries of one group that are worth products of their own
 _NAMED = 5  # rows that a message names
 
 
-class Decoded:
+class Decoded(ABC):
     """float32 [rows, dimensions] that are kept as another type: indexed by a slice or by an array of rows."""
 
     shape: tuple[int, int]
@@ -52,12 +53,12 @@ class Decoded:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Any) -> Floats:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, rows: Any) -> Floats: ...
 
+    @abstractmethod
     def products(self, queries: Floats, rows: slice | Rows, out: Floats) -> None:
         """Inner products of `queries` with some rows, few of them decoded at a time, into `out` [queries, rows]."""
-        raise NotImplementedError
 
 
 def as_vectors(vectors: Any, what: str, ids: Sequence[Any] | None = None) -> Floats:

@@ -6,7 +6,7 @@ caches come from is the context's affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -382,10 +382,15 @@ class SimilarProducts(FeatureBuilder[Ranked]):
         return self.Config(top_k(context))
 
     def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
-        return [
-            [hit for hit in found if hit["product_id"] != itself][: config.top_k]
-            for itself, found in zip(inputs["product_id"], inputs["ProductEmbeddingSearcher"], strict=True)
-        ]
+        return without_itself(inputs["product_id"], inputs["ProductEmbeddingSearcher"], config.top_k)
+
+
+def without_itself(products: Iterable[str], lists: Iterable[Ranked], top_k: int) -> list[Ranked]:
+    """The best of each product's list that are another product."""
+    return [
+        [hit for hit in found if hit["product_id"] != itself][:top_k]
+        for itself, found in zip(products, lists, strict=True)
+    ]
 
 
 def ranked_lists(ids: Sequence[str], scores: Any, rows: Any) -> list[Ranked]:

@@ -18,6 +18,7 @@ from featurekit_spark.apps.product_recs.builders import (
     ProductEmbeddingString,
     Ranked,
     top_k,
+    without_itself,
 )
 from featurekit_spark.builder import FeatureBuilder
 from featurekit_spark.errors import ContextError, ServiceError
@@ -99,7 +100,4 @@ class SimilarInIndex(FeatureBuilder[Ranked]):
         return self.Config(top_k(context))
 
     def build(self, inputs: pd.DataFrame, config: Config, context: Any) -> list[Ranked]:
-        return [
-            [hit for hit in found if hit["product_id"] != itself][: config.top_k]
-            for itself, found in zip(inputs["product_id"], inputs["IndexSearcher"], strict=True)
-        ]
+        return without_itself(inputs["product_id"], inputs["IndexSearcher"], config.top_k)
